@@ -76,7 +76,7 @@ def _not_a_near_tie(ids: Tensor, logits: Tensor, bias: Tensor, spec: RouterSpec)
         return "shared slots"
     if routed.min() < 0 or routed.max() >= E:
         return "out of range"
-    if routed.unique().numel() != routed.numel():
+    if len(set(routed.tolist())) != routed.numel():
         return "repeated"
 
     key = _keys(logits, bias)
@@ -89,8 +89,8 @@ def _not_a_near_tie(ids: Tensor, logits: Tensor, bias: Tensor, spec: RouterSpec)
         grouped = key.view(spec.num_expert_group, -1)
         score = grouped.topk(min(2, spec.experts_per_group), dim=1).values.sum(dim=1)
         cut = score.topk(spec.topk_group).values[-1]
-        used = (routed // spec.experts_per_group).unique()
-        if used.numel() > spec.topk_group or (score[used] < cut - 2 * slack).any():
+        used = list(set((routed // spec.experts_per_group).tolist()))
+        if len(used) > spec.topk_group or (score[used] < cut - 2 * slack).any():
             return "not the best groups"
         # A group near the cut may have been dropped, so its experts may be missing.
         sure = score > cut + 2 * slack

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from sglang_moe_ext.ops.backend import Prepared
 from sglang_moe_ext.ops.spec import RouterSpec
 
-_NAN_RANK = -(2**31) - 1  # below −inf
+_NAN_RANK = -(2**31) - 1  # below -inf
 _DROPPED_RANK = -(2**31) - 2  # experts of dropped groups: below even NaN
 
 
@@ -54,7 +54,7 @@ def reference_topk(logits: Tensor, bias: Tensor, spec: RouterSpec) -> tuple[Tens
 
 
 def _rank(key: Tensor) -> Tensor:
-    """float32 keys as int64 of the same order, NaN below −inf."""
+    """float32 keys as int64 of the same order, NaN below -inf."""
     bits = key.view(torch.int32).long()
     ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
     return torch.where(key.isnan(), _NAN_RANK, ordered)
@@ -65,7 +65,7 @@ def _in_kept_groups(key: Tensor, spec: RouterSpec) -> Tensor:
     T, G = key.shape[0], spec.num_expert_group
     grouped = key.masked_fill(key.isnan(), -torch.inf).view(T, G, spec.experts_per_group)
     best = grouped.topk(min(2, spec.experts_per_group), dim=2).values  # multiplicity counts
-    # A forced expert (+inf) carries its group even beside banned ones: inf − inf is NaN.
+    # A forced expert (+inf) carries its group even beside banned ones: inf-inf is NaN.
     score = torch.where(best[..., 0] == torch.inf, torch.inf, best.sum(dim=2))
     kept = score.sort(dim=1, descending=True, stable=True).indices[:, : spec.topk_group]
     mask = torch.zeros(T, G, dtype=torch.bool).scatter_(1, kept, True)
@@ -73,8 +73,8 @@ def _in_kept_groups(key: Tensor, spec: RouterSpec) -> Tensor:
 
 
 def unbiased_weights(x: Tensor, key: Tensor, spec: RouterSpec) -> Tensor:
-    """Weights [T, K−S] float64 of the selected experts, from their logits, never from keys."""
-    # Banned (−inf) and NaN experts that had to be selected weigh nothing.
+    """Weights [T, K-S] float64 of the selected experts, from their logits, never from keys."""
+    # Banned (-inf) and NaN experts that had to be selected weigh nothing.
     log_score = torch.where(key > -torch.inf, logsigmoid(x), -torch.inf)
     if spec.renormalize:
         # In log form the ratios survive where the scores themselves underflow.

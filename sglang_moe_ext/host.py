@@ -1,0 +1,108 @@
+"""What we know of the SGLang beside us, read without importing its model code.
+
+Targets are checked in the source text, so a launcher or detokenizer that never builds a
+model doesn't pay for importing one.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+def release() -> str | None:
+    """The installed SGLang release, or None."""
+    try:
+        return importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def parameters(module: str, qualname: str) -> tuple[str, ...]:
+    """Parameter names of a function or method, as the source text has them.
+
+    Raises LookupError saying what is not there.
+    """
+    function = _definition(module, qualname)
+    if not isinstance(function, ast.FunctionDef):
+        raise LookupError(f"{module}.{qualname} is not a function")
+    arguments = function.args
+    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    names += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
+    names += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
+    return tuple(names)
+
+
+def calls_by_name(module: str, caller: str, callee: str) -> bool:
+    """Does the body of `caller` call the module-level name `callee`? Raises LookupError."""
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == callee
+        for node in ast.walk(_definition(module, caller))
+    )
+
+
+def after_hooks(callback: Callable[[], None]) -> None:
+    """Run `callback` once, when SGLang has applied the hooks of every plugin.
+
+    Plugins run one after another and their hooks are applied in the end, so only then can
+    be seen whether another plugin took a target of ours. SGLang offers no later moment in
+    which a plugin runs; a release without hooks has nothing to wait for.
+    """
+    registry = _hook_registry()
+    if registry is None:
+        callback()
+        return
+    original = registry.__dict__["apply_hooks"]
+
+    def apply_hooks_then_call_back(cls: Any) -> None:
+        registry.apply_hooks = original
+        registry.apply_hooks()
+        callback()
+
+    registry.apply_hooks = classmethod(apply_hooks_then_call_back)
+
+
+def foreign_replacements(targets: set[str]) -> Iterator[str]:
+    """Another plugin's REPLACE hooks on our targets, each as "target by plugin"."""
+    registry = _hook_registry()
+    for target, hooks in getattr(registry, "_hooks", {}).items():
+        for hook_type, _, source in hooks:
+            if target in targets and hook_type.value == "replace":
+                yield f"{target} by {getattr(source, 'plugin_name', None) or 'an unnamed plugin'}"
+
+
+def _hook_registry() -> Any:
+    module = sys.modules.get("sglang.srt.plugins.hook_registry")
+    return getattr(module, "HookRegistry", None)
+
+
+def _definition(module: str, qualname: str) -> ast.stmt:
+    scope: Any = _source(module)
+    for part in qualname.split("."):
+        named = [
+            node
+            for node in scope.body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == part
+        ]
+        if not named:
+            raise LookupError(f"{module}.{qualname} does not exist")
+        scope = named[-1]
+    return scope  # type: ignore[no-any-return]
+
+
+@cache
+def _source(module: str) -> ast.Module:
+    package, _, rest = module.partition(".")
+    spec = importlib.util.find_spec(package)
+    roots = (spec.submodule_search_locations if spec else None) or []
+    for root in roots:
+        path = Path(root, *rest.split(".")).with_suffix(".py")
+        if path.is_file():
+            return ast.parse(path.read_text(encoding="utf-8"))
+    raise LookupError(f"{module} has no source file under {list(roots) or 'any package'}")

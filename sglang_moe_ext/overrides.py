@@ -1,0 +1,230 @@
+"""What is replaced in SGLang: one row per target, checked first, then installed all or none.
+
+A replacement is put in place when SGLang imports the target's module (at once if it already
+has), through wrapt's post-import hooks. SGLang's own HookRegistry would import the model
+code in every process; and an original kept as a module global would be rewritten with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from sglang_moe_ext import __version__, env, host
+
+logger = logging.getLogger(__name__)
+
+ORIGINAL = "__sglang_moe_ext_original__"
+
+TOPK = "sglang.srt.layers.moe.topk"
+DEEPSEEK_V2 = "sglang.srt.models.deepseek_v2"
+
+# Parameter names as SGLang's releases have them, newest first.
+ROUTER_PARAMETERS = (
+    # 0.5.10 ... 0.5.23: logical expert ids, no padding mask
+    (
+        "hidden_states",
+        "gating_output",
+        "correction_bias",
+        "topk",
+        "renormalize",
+        "num_expert_group",
+        "topk_group",
+        "num_fused_shared_experts",
+        "routed_scaling_factor",
+        "apply_routed_scaling_factor_on_output",
+    ),
+)
+_GATE_23 = (
+    "self",
+    "config",
+    "quant_config",
+    "prefix",
+    "is_hash_moe",
+    "is_deepseek_v4",
+    "vl_correction_bias",
+)
+GATE_INIT_PARAMETERS = (_GATE_23,)
+GATE_FORWARD_PARAMETERS = (
+    ("self", "hidden_states", "gemm_output_zero_allocator", "forward_batch"),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that is replaced.
+
+    name: the definition in `module`.
+    caller, called_as: who calls it, and by which name; replacing another name would
+        report success and change nothing.
+    parameters: per method ("" for the definition itself) the parameter lists we know.
+    replacement: makes ours from the original, when the module has been imported.
+    reason, remove_when: why the row exists and what would make it unnecessary.
+    """
+
+    module: str
+    name: str
+    caller: str
+    called_as: str
+    parameters: MappingProxyType[str, tuple[tuple[str, ...], ...]]
+    replacement: Callable[[Any], Any]
+    reason: str
+    remove_when: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+def _router(original: Any) -> Any:
+    from sglang_moe_ext.router import make_router
+
+    return make_router(original)
+
+
+def _gate(original: Any) -> Any:
+    from sglang_moe_ext.gate import make_gate
+
+    return make_gate(original, confirm=INSTALLED.confirm)
+
+
+TARGETS = (
+    Target(
+        TOPK,
+        "biased_grouped_topk_gpu",
+        caller="select_experts",
+        called_as="biased_grouped_topk",
+        parameters=MappingProxyType({"": ROUTER_PARAMETERS}),
+        replacement=_router,
+        reason="ties, 16-bit scores, underflow and empty batches go wrong; slow off CUDA",
+        remove_when="SGLang routes exactly on every device",
+    ),
+    Target(
+        DEEPSEEK_V2,
+        "MoEGate",
+        caller="DeepseekV2MoE",
+        called_as="MoEGate",
+        parameters=MappingProxyType(
+            {"__init__": GATE_INIT_PARAMETERS, "forward": GATE_FORWARD_PARAMETERS}
+        ),
+        replacement=_gate,
+        reason="bf16 logits and a bf16 bias change which experts run",
+        remove_when="SGLang's gate emits float32 logits and keeps a float32 bias everywhere",
+    ),
+)
+
+
+def problems() -> list[str]:
+    """What about the installed SGLang keeps us from overriding it; empty if nothing."""
+    found = []
+    for target in TARGETS:
+        try:
+            if not host.calls_by_name(target.module, target.caller, target.called_as):
+                found.append(
+                    f"{target.module}.{target.caller} does not call {target.called_as}, "
+                    f"expected a call that replacing {target.name} would reach"
+                )
+            for method, known in target.parameters.items():
+                qualname = f"{target.name}.{method}" if method else target.name
+                names = host.parameters(target.module, qualname)
+                if names not in known:
+                    expected = " or ".join(f"({', '.join(each)})" for each in known)
+                    found.append(
+                        f"{target.module}.{qualname} takes ({', '.join(names)}), "
+                        f"expected {expected}"
+                    )
+        except LookupError as error:
+            found.append(f"{error}, expected {target.path}")
+    return found
+
+
+class Installed:
+    """The replacements in place in this process, and the way back."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[ModuleType, str, Any, Any]] = []
+        self._refused = False
+        self._confirmed = False
+
+    def install(self, target: Target) -> None:
+        """Replace `target` everywhere it is bound; nothing if it is ours already."""
+        module = sys.modules[target.module]
+        original = getattr(module, target.name)
+        if self._refused or hasattr(original, ORIGINAL):
+            return
+        replacement = target.replacement(original)
+        setattr(replacement, ORIGINAL, original)
+        # The alias that callers use is a second name in the same module; other modules may
+        # have imported the original before us.
+        for holder in [m for m in sys.modules.values() if isinstance(m, ModuleType)]:
+            for name, value in list(vars(holder).items()):
+                if value is original:
+                    setattr(holder, name, replacement)
+                    self._undo.append((holder, name, original, replacement))
+
+    def verify(self) -> None:
+        """Refuse if another plugin took a target whose module is imported."""
+        missing = self._missing()
+        if missing:
+            self.refuse(missing)
+
+    def confirm(self) -> None:
+        """Say once per process that we are live, when a model is being built, or refuse."""
+        if not self._confirmed:
+            self._confirmed = True
+            self.verify()
+            if not self._refused:
+                logger.info("sglang-moe-ext %s is live: gate and router are ours", __version__)
+
+    def refuse(self, reasons: list[str]) -> None:
+        """Leave SGLang stock and say why, once; under strict, end the process."""
+        if self._refused:
+            return
+        self._refused = True
+        self._withdraw()
+        message = (
+            f"sglang-moe-ext {__version__} is NOT active (SGLang {host.release()} stays stock): "
+            f"{'; '.join(reasons)}. Run `python -m sglang_moe_ext doctor`, "
+            f"or set {env.PREFIX}=0 to silence this."
+        )
+        logger.error(message)
+        if env.is_strict():
+            raise SystemExit(message)
+
+    def _withdraw(self) -> None:
+        """Put every original back; what another plugin put over ours stays."""
+        while self._undo:
+            holder, name, original, replacement = self._undo.pop()
+            if getattr(holder, name, None) is replacement:
+                setattr(holder, name, original)
+            # Another plugin's wrapper may still call ours.
+            getattr(replacement, "withdraw", lambda: None)()
+
+    def _missing(self) -> list[str]:
+        """Imported targets whose callers would not reach us, with the reason."""
+        imported = [target for target in TARGETS if target.module in sys.modules]
+        names = {f"{t.module}.{n}" for t in imported for n in (t.name, t.called_as)}
+        found = [f"replaced: {each}" for each in host.foreign_replacements(names)]
+        for target in imported:
+            called = getattr(sys.modules[target.module], target.called_as, None)
+            if not _leads_to_us(called):
+                found.append(
+                    f"{target.module}.{target.called_as} is {called!r}, expected our replacement"
+                )
+        return found
+
+
+INSTALLED = Installed()
+
+
+def _leads_to_us(function: Any) -> bool:
+    """Ours, or another plugin's wrapper (functools.wraps) around ours."""
+    while function is not None:
+        if ORIGINAL in vars(function):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False

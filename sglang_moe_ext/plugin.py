@@ -1,0 +1,46 @@
+"""The entry point that SGLang calls in each of its processes: check, install, verify."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import wrapt
+
+from sglang_moe_ext import env, host, overrides, trace
+from sglang_moe_ext.overrides import INSTALLED, Target
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache  # SGLang may load plugins twice; the second time changes nothing
+def register() -> None:
+    """Override SGLang's router and gate, or nothing.
+
+    SGLang logs whatever a plugin raises and goes on, so failing means: one error in the log
+    and a stock server, or under SGLANG_MOE_EXT_STRICT=1 the end of the process.
+    """
+    try:
+        settings = env.settings()
+    except env.EnvError as error:
+        INSTALLED.refuse([str(error)])
+        return
+    if not settings.enabled:
+        logger.info("%s=0: nothing is overridden", env.PREFIX)
+        return
+    problems = overrides.problems()
+    if problems:
+        INSTALLED.refuse(problems)
+        return
+    if settings.trace:
+        trace.start(settings.trace)
+    for target in overrides.TARGETS:
+        wrapt.register_post_import_hook(functools.partial(_install, target), target.module)
+    host.after_hooks(INSTALLED.verify)
+
+
+def _install(target: Target, module: object) -> None:
+    try:
+        INSTALLED.install(target)
+    except Exception as error:  # an import of SGLang's must not fail because of us
+        INSTALLED.refuse([f"{target.path} was not replaced: {type(error).__name__}: {error}"])
