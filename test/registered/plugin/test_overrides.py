@@ -1,0 +1,224 @@
+"""Live or stock, never between: every way that hooking SGLang can fail, on a made host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stub_host import OURS, STOCK, StubHost
+
+from sglang_moe_ext.ci import register_cpu_ci, run_file
+
+register_cpu_ci(est_time=90, suite="base-a-test-cpu")
+
+STRICT = {"SGLANG_MOE_EXT_STRICT": "1"}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> StubHost:
+    return StubHost(tmp_path)
+
+
+def test_router_and_gate_are_ours_and_loading_imports_no_model_code(host: StubHost) -> None:
+    probe = host.probe(**STRICT)
+    assert probe.is_like(OURS), probe.log
+    assert probe.report["imported_by_loading"] == []
+    assert "is live: gate and router are ours" in probe.log
+
+
+def test_model_code_that_was_imported_before_is_overridden_too(host: StubHost) -> None:
+    host.add_plugin(
+        "aaa_early",
+        "import sys\n"
+        "def register():\n"
+        "    import sglang.srt.layers.moe.topk as topk, sglang.srt.models.deepseek_v2 as v2\n"
+        "    sys.modules['kimi'] = kimi = type(sys)('kimi')\n"
+        "    kimi.MoEGate, kimi.route = v2.MoEGate, topk.biased_grouped_topk_gpu\n",
+    )
+    probe = host.probe(
+        again="import sys; k = sys.modules['kimi']\n"
+        "assert k.MoEGate is deepseek_v2.MoEGate and k.route is topk.biased_grouped_topk",
+        SGLANG_PLUGINS="aaa_early,moe_ext",
+    )
+    assert probe.is_like(OURS), probe.log
+
+
+def test_registering_again_changes_nothing(host: StubHost) -> None:
+    probe = host.probe(
+        again="before = topk.biased_grouped_topk, deepseek_v2.MoEGate\n"
+        "import sglang_moe_ext.plugin as plugin\n"
+        "plugin.register(); plugin.register.cache_clear(); plugin.register()\n"
+        "assert before == (topk.biased_grouped_topk, deepseek_v2.MoEGate)\n"
+        "from sglang_moe_ext.overrides import ORIGINAL\n"
+        "assert all(not hasattr(getattr(x, ORIGINAL), ORIGINAL) for x in before)",
+    )
+    assert probe.is_like(OURS), probe.log
+
+
+def test_switched_off_is_stock(host: StubHost) -> None:
+    probe = host.probe(SGLANG_MOE_EXT="0")
+    assert probe.is_like(STOCK), probe.log
+    assert probe.errors() == []
+
+
+def test_excluded_by_sglang_is_stock(host: StubHost) -> None:
+    probe = host.probe(SGLANG_PLUGINS="another")
+    assert probe.is_like(STOCK), probe.log
+
+
+def test_another_platform_does_not_switch_us_off(host: StubHost) -> None:
+    probe = host.probe(SGLANG_PLATFORM="some_platform")
+    assert probe.is_like(OURS), probe.log
+
+
+BROKEN = {
+    "router renamed": (
+        "topk",
+        "biased_grouped_topk_gpu",
+        "biased_grouped_topk_cuda",
+        "biased_grouped_topk_gpu does not exist",
+    ),
+    "alias gone": (
+        "topk",
+        "return biased_grouped_topk(",
+        "return globals()['biased_grouped_topk'](",
+        "select_experts does not call biased_grouped_topk",
+    ),
+    "parameter added": (
+        "topk",
+        "renormalize, num_expert_group",
+        "renormalize, temperature=1, num_expert_group",
+        "takes (hidden_states, gating_output, correction_bias, topk, renormalize, temperature,",
+    ),
+    "parameters reordered": (
+        "topk",
+        "gating_output, correction_bias, topk,",
+        "correction_bias, gating_output, topk,",
+        "takes (hidden_states, correction_bias, gating_output,",
+    ),
+    "gate renamed": ("deepseek_v2", "MoEGate", "Gate", "does not call MoEGate"),
+    "gate takes more": ("deepseek_v2", 'prefix=""', 'prefix="", tp=1', "prefix, tp, is_hash_moe"),
+    "gate no longer built": (
+        "deepseek_v2",
+        "self.gate = MoEGate(config, None)",
+        "self.gate = globals()['MoEGate'](config, None)",
+        "DeepseekV2MoE does not call MoEGate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_unknown_host_stays_stock_and_says_why_once(host: StubHost, name: str) -> None:
+    file, old, new, message = BROKEN[name]
+    host.edit(getattr(host, file), old, new)
+    probe = host.probe()
+    assert probe.report.get("router") == "stock", probe.log
+    assert probe.report["logits"] == "torch.bfloat16"
+    (error,) = probe.errors()
+    assert message in error
+    assert "expected" in error
+
+
+def test_an_unknown_host_ends_the_process_under_strict(host: StubHost) -> None:
+    host.edit(host.topk, "topk_group=None,", "topk_group=None, temperature=1,")
+    probe = host.probe(**STRICT)
+    assert probe.code == 1
+    assert "temperature" in probe.log
+
+
+def test_a_moved_module_stays_stock(host: StubHost) -> None:
+    host.deepseek_v2.rename(host.deepseek_v2.with_name("deepseek_v3.py"))
+    (host.folder / "sglang/srt/models/__init__.py").write_text(
+        "import sys\nfrom sglang.srt.models import deepseek_v3 as deepseek_v2\n"
+        "sys.modules[__name__ + '.deepseek_v2'] = deepseek_v2\n"
+    )
+    probe = host.probe()
+    assert probe.is_like(STOCK), probe.log
+    (error,) = probe.errors()
+    assert "sglang.srt.models.deepseek_v2 has no source file" in error
+
+
+REPLACER = """
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+def theirs(*args, **kwargs):
+    return "stock"
+def register():
+    HookRegistry.register("sglang.srt.layers.moe.topk.biased_grouped_topk", theirs,
+                          HookType.REPLACE)
+"""
+
+
+@pytest.mark.parametrize("name", ["aaa_other", "zzz_other"], ids=["before us", "after us"])
+def test_a_second_plugin_on_our_target_leaves_no_half(host: StubHost, name: str) -> None:
+    host.add_plugin(name, REPLACER)
+    probe = host.probe()
+    assert probe.is_like(STOCK), probe.log
+    (error,) = probe.errors()
+    assert f"replaced: sglang.srt.layers.moe.topk.biased_grouped_topk by {name}" in error
+
+
+def test_a_second_plugin_on_our_target_ends_the_process_under_strict(host: StubHost) -> None:
+    host.add_plugin("other", REPLACER)
+    probe = host.probe(**STRICT)
+    assert probe.code == 1
+    assert "by other" in probe.log
+
+
+@pytest.mark.parametrize("name", ["aaa_timer", "zzz_timer"], ids=["before us", "after us"])
+def test_a_wrapper_around_our_router_is_welcome(host: StubHost, name: str) -> None:
+    host.add_plugin(
+        name,
+        "from sglang.srt.plugins.hook_registry import HookRegistry, HookType\n"
+        "CALLS = []\n"
+        "def around(original, *args, **kwargs):\n"
+        "    CALLS.append(1)\n"
+        "    return original(*args, **kwargs)\n"
+        "def register():\n"
+        "    HookRegistry.register('sglang.srt.layers.moe.topk.biased_grouped_topk', around,\n"
+        "                          HookType.AROUND)\n",
+    )
+    probe = host.probe(
+        again="import atexit\n"
+        f"import {name}\n"
+        f"atexit.register(lambda: print('wrapper calls', len({name}.CALLS), file=sys.stderr))"
+    )
+    assert probe.is_like(OURS), probe.log
+    assert "wrapper calls 1" in probe.log
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SGLANG_MOE_EXT_BACKEND", "fastest", "is 'fastest', expected auto, reference, torch"),
+        ("SGLANG_MOE_EXT_STRCT", "1", "unknown variable SGLANG_MOE_EXT_STRCT; known are"),
+    ],
+)
+def test_a_malformed_variable_is_an_error(
+    host: StubHost, variable: str, value: str, message: str
+) -> None:
+    probe = host.probe(**{variable: value})
+    assert probe.is_like(STOCK), probe.log
+    (error,) = probe.errors()
+    assert message in error
+    assert host.probe(**{variable: value}, **STRICT).code == 1
+
+
+def test_model_dtype_logits_on_request(host: StubHost) -> None:
+    probe = host.probe(SGLANG_MOE_EXT_GATE_LOGITS="model")
+    assert probe.is_like({**OURS, "logits": "torch.bfloat16"}), probe.log
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"SGLANG_MOE_EXT_DEVICES": "xpu"}, {"SGLANG_MOE_EXT_BACKEND": "upstream"}],
+    ids=["device not ours", "upstream forced"],
+)
+def test_calls_that_are_not_ours_reach_the_original(
+    host: StubHost, environment: dict[str, str]
+) -> None:
+    probe = host.probe(**environment)
+    assert probe.is_like({**OURS, "router": "stock"}), probe.log
+
+
+if __name__ == "__main__":
+    run_file(__file__)

@@ -1,0 +1,182 @@
+"""A made SGLang source tree with the parts that the plugin touches, to be broken at will.
+
+The plugin system in it is the installed SGLang's own; only the model code is made.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TOPK = """
+from sglang.srt.environ import IMPORTED
+IMPORTED.append(__name__)
+
+def biased_grouped_topk_gpu(
+    hidden_states, gating_output, correction_bias, topk, renormalize, num_expert_group=None,
+    topk_group=None, num_fused_shared_experts=0, routed_scaling_factor=None,
+    apply_routed_scaling_factor_on_output=False,
+):
+    return "stock"
+
+biased_grouped_topk = biased_grouped_topk_gpu
+
+def select_experts(hidden_states, router_logits, bias):
+    return biased_grouped_topk(
+        hidden_states=hidden_states, gating_output=router_logits, correction_bias=bias, topk=2,
+        renormalize=True, num_expert_group=1, topk_group=1,
+    )
+"""
+
+DEEPSEEK_V2 = """
+import torch
+from sglang.srt.environ import IMPORTED
+IMPORTED.append(__name__)
+
+class MoEGate(torch.nn.Module):
+    def __init__(self, config, quant_config, prefix="", is_hash_moe=False, is_deepseek_v4=False,
+                 vl_correction_bias=False):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4, 8, dtype=torch.bfloat16))
+        self.e_score_correction_bias = None
+        if config.topk_method == "noaux_tc" and not is_hash_moe:
+            self.e_score_correction_bias = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+
+    def forward(self, hidden_states, gemm_output_zero_allocator=None, forward_batch=None):
+        return torch.nn.functional.linear(hidden_states, self.weight)
+
+class DeepseekV2MoE(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.gate = MoEGate(config, None)
+"""
+
+ENVIRON = """
+import os
+IMPORTED = []
+
+class _Variable:
+    def __init__(self, name):
+        self.name = name
+    def get(self):
+        return os.environ.get(self.name, "")
+
+class envs:
+    SGLANG_PLUGINS = _Variable("SGLANG_PLUGINS")
+    SGLANG_PLATFORM = _Variable("SGLANG_PLATFORM")
+"""
+
+PROBE = """
+import json, logging, sys, types
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.environ import IMPORTED
+imported_by_loading = list(IMPORTED)
+import torch
+from sglang.srt.layers.moe import topk
+from sglang.srt.models import deepseek_v2
+AGAIN
+model = deepseek_v2.DeepseekV2MoE(types.SimpleNamespace(topk_method="noaux_tc"))
+hidden = torch.ones(3, 8, dtype=torch.bfloat16)
+logits = model.gate(hidden)
+routed = topk.select_experts(hidden, logits, torch.arange(4.0))
+print(json.dumps({
+    "imported_by_loading": imported_by_loading,
+    "router": "stock" if routed == "stock" else routed[1].tolist(),
+    "gate": type(model.gate).__name__,
+    "logits": str(logits.dtype),
+    "bias": str(model.gate.e_score_correction_bias.dtype),
+    "bias_trains": model.gate.e_score_correction_bias.requires_grad,
+}))
+"""
+
+OURS = {
+    "router": [[3, 2]] * 3,
+    "gate": "DeepseekV2MoeGate",
+    "logits": "torch.float32",
+    "bias": "torch.float32",
+    "bias_trains": False,
+}
+STOCK = {
+    "router": "stock",
+    "gate": "MoEGate",
+    "logits": "torch.bfloat16",
+    "bias": "torch.bfloat16",
+    "bias_trains": True,
+}
+
+
+class StubHost:
+    """A tree under `folder`; `edit` breaks it, `probe` loads plugins in a fresh process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        moe, models = folder / "sglang/srt/layers/moe", folder / "sglang/srt/models"
+        for package in (moe, models):
+            package.mkdir(parents=True)
+        for package in ("", "srt", "srt/layers", "srt/layers/moe", "srt/models"):
+            (folder / "sglang" / package / "__init__.py").write_text("")
+        (folder / "sglang/srt/environ.py").write_text(ENVIRON)
+        self.topk, self.deepseek_v2 = moe / "topk.py", models / "deepseek_v2.py"
+        self.topk.write_text(TOPK)
+        self.deepseek_v2.write_text(DEEPSEEK_V2)
+        (installed,) = importlib.util.find_spec("sglang").submodule_search_locations  # type: ignore
+        shutil.copytree(
+            Path(installed) / "srt/plugins",
+            folder / "sglang/srt/plugins",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+
+    def edit(self, path: Path, old: str, new: str) -> None:
+        text = path.read_text()
+        assert old in text, f"{old!r} is not in {path.name}"
+        path.write_text(text.replace(old, new))
+
+    def add_plugin(self, name: str, source: str) -> None:
+        """A second distribution with a plugin `name` whose `register` is in `source`."""
+        (self.folder / f"{name}.py").write_text(source)
+        info = self.folder / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {name}:register\n")
+
+    def probe(self, again: str = "", **environment: str) -> Probe:
+        """Load plugins, build the model, route once. `again` runs after the imports."""
+        return run_python(PROBE.replace("AGAIN", again), self.folder, environment)
+
+
+class Probe:
+    """What a fresh process reported: its JSON line, exit code and log."""
+
+    def __init__(self, process: subprocess.CompletedProcess[str]) -> None:
+        self.code, self.log = process.returncode, process.stderr
+        lines = process.stdout.splitlines()
+        self.report: dict[str, Any] = json.loads(lines[-1]) if self.code == 0 and lines else {}
+
+    def errors(self) -> list[str]:
+        return [line for line in self.log.splitlines() if "is NOT active" in line]
+
+    def is_like(self, expected: dict[str, Any]) -> bool:
+        return {key: self.report.get(key) for key in expected} == expected
+
+
+def run_python(code: str, path: Path | None, environment: dict[str, str]) -> Probe:
+    """Run code in a fresh process with none of our variables but the given ones."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SGLANG_", "PLAIN_CPU"))}
+    if path is not None:
+        clean["PYTHONPATH"] = str(path)
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Probe(process)
