@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from sglang_moe_ext import __version__, env, host
+from sglang_moe_ext import __version__, env, host, signatures
 
 logger = logging.getLogger(__name__)
 
@@ -22,36 +22,6 @@ ORIGINAL = "__sglang_moe_ext_original__"
 
 TOPK = "sglang.srt.layers.moe.topk"
 DEEPSEEK_V2 = "sglang.srt.models.deepseek_v2"
-
-# Parameter names as SGLang's releases have them, newest first.
-ROUTER_PARAMETERS = (
-    # 0.5.10 ... 0.5.23: logical expert ids, no padding mask
-    (
-        "hidden_states",
-        "gating_output",
-        "correction_bias",
-        "topk",
-        "renormalize",
-        "num_expert_group",
-        "topk_group",
-        "num_fused_shared_experts",
-        "routed_scaling_factor",
-        "apply_routed_scaling_factor_on_output",
-    ),
-)
-_GATE_23 = (
-    "self",
-    "config",
-    "quant_config",
-    "prefix",
-    "is_hash_moe",
-    "is_deepseek_v4",
-    "vl_correction_bias",
-)
-GATE_INIT_PARAMETERS = (_GATE_23,)
-GATE_FORWARD_PARAMETERS = (
-    ("self", "hidden_states", "gemm_output_zero_allocator", "forward_batch"),
-)
 
 
 @dataclass(frozen=True)
@@ -81,8 +51,11 @@ class Target:
 
 
 def _router(original: Any) -> Any:
-    from sglang_moe_ext.router import make_router
+    from sglang_moe_ext.router import make_mapping_router, make_router
 
+    if host.parameters(TOPK, "biased_grouped_topk_gpu") == signatures.ROUTER_THAT_MAPS:
+        map_and_mask = sys.modules[TOPK]._biased_grouped_topk_postprocess
+        return make_mapping_router(original, map_and_mask)
     return make_router(original)
 
 
@@ -98,7 +71,7 @@ TARGETS = (
         "biased_grouped_topk_gpu",
         caller="select_experts",
         called_as="biased_grouped_topk",
-        parameters=MappingProxyType({"": ROUTER_PARAMETERS}),
+        parameters=MappingProxyType({"": signatures.ROUTERS}),
         replacement=_router,
         reason="ties, 16-bit scores, underflow and empty batches go wrong; slow off CUDA",
         remove_when="SGLang routes exactly on every device",
@@ -109,7 +82,7 @@ TARGETS = (
         caller="DeepseekV2MoE",
         called_as="MoEGate",
         parameters=MappingProxyType(
-            {"__init__": GATE_INIT_PARAMETERS, "forward": GATE_FORWARD_PARAMETERS}
+            {"__init__": signatures.GATE_INITS, "forward": signatures.GATE_FORWARDS}
         ),
         replacement=_gate,
         reason="bf16 logits and a bf16 bias change which experts run",
@@ -211,7 +184,7 @@ class Installed:
         found = [f"replaced: {each}" for each in host.foreign_replacements(names)]
         for target in imported:
             called = getattr(sys.modules[target.module], target.called_as, None)
-            if not _leads_to_us(called):
+            if not leads_to_us(called):
                 found.append(
                     f"{target.module}.{target.called_as} is {called!r}, expected our replacement"
                 )
@@ -221,7 +194,7 @@ class Installed:
 INSTALLED = Installed()
 
 
-def _leads_to_us(function: Any) -> bool:
+def leads_to_us(function: Any) -> bool:
     """Ours, or another plugin's wrapper (functools.wraps) around ours."""
     while function is not None:
         if ORIGINAL in vars(function):

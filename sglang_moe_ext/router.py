@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,32 @@ def make_router(original: Router) -> Router:
     return route
 
 
+def make_mapping_router(
+    original: Router, map_and_mask: Callable[[Tensor, object, object], Tensor]
+) -> Router:
+    """The same for SGLang up to 0.5.9, whose router also finishes the ids.
+
+    map_and_mask: that release's own (ids, expert_location_dispatch_info,
+        num_token_non_padded) -> ids, from logical to physical experts, padded rows -1.
+    """
+    route = make_router(original)
+
+    @functools.wraps(original)
+    def route_and_map(
+        *args: Any,
+        num_token_non_padded: object = None,
+        expert_location_dispatch_info: object = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        # Also when the original answers: without the two it leaves the ids logical.
+        weights, ids = route(*args, **kwargs)
+        return weights, map_and_mask(ids, expert_location_dispatch_info, num_token_non_padded)
+
+    del route_and_map.__wrapped__
+    route_and_map.withdraw = route.withdraw  # type: ignore[attr-defined]
+    return route_and_map
+
+
 class _Upstream:
     """The saved original, with its calls on the ledger like those of any backend."""
 
@@ -90,7 +117,10 @@ class _Upstream:
         topk: int,
         renormalize: bool,
         num_expert_group: int | None,
-        *rest: object,
+        topk_group: int | None,
+        num_fused_shared_experts: int,
+        routed_scaling_factor: float | None,
+        apply_routed_scaling_factor_on_output: bool | None,
     ) -> tuple[Tensor, Tensor]:
         device, dtype, experts = gating_output.device, gating_output.dtype, gating_output.shape[-1]
         key = (device, dtype, experts, topk, num_expert_group)
@@ -109,7 +139,11 @@ class _Upstream:
             topk,
             renormalize,
             num_expert_group,
-            *rest,
+            topk_group,
+            num_fused_shared_experts,
+            routed_scaling_factor,
+            # Its position differs between releases.
+            apply_routed_scaling_factor_on_output=apply_routed_scaling_factor_on_output,
         )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, float32, int32
+import torch
+from torch import Tensor
 
 from sglang_moe_ext import env, ledger
 from sglang_moe_ext.ops.choose import Plan, choose, force, serve_with_the_next
@@ -48,6 +49,20 @@ def biased_grouped_topk(
     Raises ValueError naming the argument, what was found and what is allowed, before any
     launch; BackendError if a forced backend cannot serve the call.
     """
+    if torch.compiler.is_compiling():
+        result: tuple[Tensor, Tensor] = torch.ops.sglang_moe_ext.biased_grouped_topk(
+            gating_output,
+            correction_bias,
+            topk,
+            renormalize,
+            num_expert_group,
+            topk_group,
+            num_fused_shared_experts,
+            routed_scaling_factor,
+            bool(apply_routed_scaling_factor_on_output),
+            backend,
+        )
+        return result
     if gating_output.dim() != 2:
         raise ValueError(
             f"gating_output has shape {tuple(gating_output.shape)}, expected [tokens, experts]"
@@ -80,8 +95,8 @@ def biased_grouped_topk(
         )
     if tokens == 0:
         return (
-            gating_output.new_empty((0, topk), dtype=float32),
-            gating_output.new_empty((0, topk), dtype=int32),
+            gating_output.new_empty((0, topk), dtype=torch.float32),
+            gating_output.new_empty((0, topk), dtype=torch.int32),
         )
     if gating_output.stride(1) != 1:
         gating_output = gating_output.contiguous()

@@ -229,6 +229,20 @@ def test_every_backend_failing_raises_the_last_error(monkeypatch: pytest.MonkeyP
         biased_grouped_topk(**GOOD)
 
 
+def test_torch_compile_sees_one_node() -> None:
+    """fullgraph: no break, no recompilation per batch size, and the calls still counted."""
+
+    def layer(logits: Tensor) -> Tensor:
+        weights, ids = biased_grouped_topk(**{**GOOD, "gating_output": logits})
+        return weights * ids
+
+    compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
+    for rows in (3, 5, 8):
+        logits = torch.randn(rows, E, generator=torch.Generator().manual_seed(rows))
+        assert torch.equal(compiled(logits), layer(logits))
+    assert sum(decision.calls for decision in ledger.decisions) == 6
+
+
 def test_explain_lists_every_candidate() -> None:
     assert [name for name, _ in choose.explain(RouterSpec(256, 8))] == list(
         choose.candidates("cpu")

@@ -1,0 +1,43 @@
+"""The command line: doctor and inspect."""
+
+from __future__ import annotations
+
+import argparse
+
+from sglang_moe_ext import __version__, env
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and run; the exit code."""
+    args = _parser().parse_args(argv)
+    code: int = args.run(args)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(len(variable.name) for variable in env.VARIABLES)
+    variables = "\n".join(
+        f"  {variable.name.ljust(width)}  {variable.meaning}\n"
+        f"  {' ' * width}  {variable.allowed}; default {variable.default or 'unset'}"
+        for variable in env.VARIABLES
+    )
+    parser = argparse.ArgumentParser(
+        prog="sglang-moe-ext",
+        description="Mixture-of-experts routing for SGLang: is it live, and is a checkpoint fit?",
+        epilog=f"environment variables:\n{variables}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    doctor = commands.add_parser(
+        "doctor", help="is the plugin live, which backend serves which model, what to do"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from sglang_moe_ext import doctor
+
+    return doctor.run(args.json)
