@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sglang_moe_ext import env, ledger
 from sglang_moe_ext.ledger import Decision
+from sglang_moe_ext.loading import mark_gate_parameter
 
 
 def make_gate(host_gate: type[nn.Module], confirm: Callable[[], None]) -> type[nn.Module]:
@@ -32,6 +33,9 @@ def make_gate(host_gate: type[nn.Module], confirm: Callable[[], None]) -> type[n
             super().__init__(*args, **kwargs)
             confirm()
             self._decisions: dict[torch.device, Decision] = {}
+            prefix = kwargs.get("prefix") or "gate"
+            for name, parameter in self.named_parameters():
+                mark_gate_parameter(parameter, f"{prefix}.{name}")
             bias = self.e_score_correction_bias
             if bias is not None:
                 bias.requires_grad_(False)

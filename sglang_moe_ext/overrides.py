@@ -22,6 +22,7 @@ ORIGINAL = "__sglang_moe_ext_original__"
 
 TOPK = "sglang.srt.layers.moe.topk"
 DEEPSEEK_V2 = "sglang.srt.models.deepseek_v2"
+LOADER = "sglang.srt.model_loader.loader"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def _gate(original: Any) -> Any:
     return make_gate(original, confirm=INSTALLED.confirm)
 
 
+def _initializer(original: Any) -> Any:
+    from sglang_moe_ext.loading import make_initializer
+
+    return make_initializer(original)
+
+
 TARGETS = (
     Target(
         TOPK,
@@ -87,6 +94,16 @@ TARGETS = (
         replacement=_gate,
         reason="bf16 logits and a bf16 bias change which experts run",
         remove_when="SGLang's gate emits float32 logits and keeps a float32 bias everywhere",
+    ),
+    Target(
+        LOADER,
+        "_initialize_model",
+        caller="DefaultModelLoader",
+        called_as="_initialize_model",
+        parameters=MappingProxyType({"": signatures.MODEL_INITIALIZERS}),
+        replacement=_initializer,
+        reason="a gate or bias that is missing, broken or rounded away loads without a word",
+        remove_when="SGLang checks that every routing parameter was loaded and is finite",
     ),
 )
 

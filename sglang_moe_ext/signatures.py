@@ -49,3 +49,10 @@ GATE_FORWARDS = (
     # 0.5.2 ... 0.5.5
     _names("self hidden_states gemm_output_zero_allocator"),
 )
+
+MODEL_INITIALIZERS = (
+    # 0.5.9 ... 0.5.23
+    _names("model_config load_config quant_config"),
+    # 0.5.2
+    _names("model_config load_config"),
+)

@@ -57,6 +57,18 @@ class DeepseekV2MoE(torch.nn.Module):
         self.gate = MoEGate(config, None)
 """
 
+LOADER = """
+from sglang.srt.environ import IMPORTED
+IMPORTED.append(__name__)
+
+def _initialize_model(model_config, load_config, quant_config=None):
+    return model_config.model
+
+class DefaultModelLoader:
+    def load_model(self, model_config):
+        return _initialize_model(model_config, None)
+"""
+
 ENVIRON = """
 import os
 IMPORTED = []
@@ -119,14 +131,23 @@ class StubHost:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         moe, models = folder / "sglang/srt/layers/moe", folder / "sglang/srt/models"
-        for package in (moe, models):
+        loader = folder / "sglang/srt/model_loader"
+        for package in (moe, models, loader):
             package.mkdir(parents=True)
-        for package in ("", "srt", "srt/layers", "srt/layers/moe", "srt/models"):
+        for package in (
+            "",
+            "srt",
+            "srt/layers",
+            "srt/layers/moe",
+            "srt/models",
+            "srt/model_loader",
+        ):
             (folder / "sglang" / package / "__init__.py").write_text("")
         (folder / "sglang/srt/environ.py").write_text(ENVIRON)
         self.topk, self.deepseek_v2 = moe / "topk.py", models / "deepseek_v2.py"
         self.topk.write_text(TOPK)
         self.deepseek_v2.write_text(DEEPSEEK_V2)
+        (loader / "loader.py").write_text(LOADER)
         (installed,) = importlib.util.find_spec("sglang").submodule_search_locations  # type: ignore
         shutil.copytree(
             Path(installed) / "srt/plugins",

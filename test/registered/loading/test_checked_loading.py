@@ -1,0 +1,182 @@
+"""Every defect is refused before a model serves, or accepted by the variable that says so."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from defects import BIAS, DEFECTS, GATE, make_defective
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sglang_moe_ext import env
+from sglang_moe_ext.ci import register_cpu_ci, run_file
+from sglang_moe_ext.loading import CheckpointError, make_initializer, mark_gate_parameter
+
+register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+
+ROOT = Path(__file__).parents[3]
+EXPERTS = 64
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("healthy") / "checkpoint"
+    script = ROOT / "scripts" / "make_checkpoint.py"
+    command = [sys.executable, script, path, "--experts", str(EXPERTS), "--expert-hidden", "8"]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def defaults(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("SGLANG_MOE_EXT_BIAS", raising=False)
+    env.settings.cache_clear()
+    yield
+    env.settings.cache_clear()
+
+
+class Model(nn.Module):
+    """The routing parameters of a two-layer model, loaded as SGLang's models load them."""
+
+    def __init__(self, gate_is_ours: bool = True) -> None:
+        super().__init__()
+        self.weights = nn.ParameterDict()
+        for layer in (1, 2):
+            self._add(f"model.layers.{layer}.mlp.gate.weight", (EXPERTS, 128), gate_is_ours)
+            self._add(f"{BIAS}".replace(".1.", f".{layer}."), (EXPERTS,), gate_is_ours)
+
+    def _add(self, name: str, shape: tuple[int, ...], gate_is_ours: bool) -> None:
+        parameter = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        if gate_is_ours:
+            mark_gate_parameter(parameter, name)
+        holder: nn.Module = self
+        *path, last = name.split(".")
+        for part in path:
+            if not hasattr(holder, part):
+                holder.add_module(part, nn.Module())
+            holder = getattr(holder, part)
+        setattr(holder, last, parameter)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        parameters = dict(self.named_parameters())
+        for name, tensor in weights:
+            if name in parameters:
+                loader = getattr(parameters[name], "weight_loader", copy)
+                loader(parameters[name], tensor)
+
+
+def copy(parameter: nn.Parameter, tensor: Tensor) -> None:
+    """What SGLang does without a `weight_loader`."""
+    parameter.data.copy_(tensor)
+
+
+def load(path: Path, model: Model | None = None) -> Model:
+    config = SimpleNamespace(model_path=str(path))
+    model = make_initializer(lambda config: model or Model())(config)
+    model.load_weights(load_file(path / "model.safetensors").items())
+    return model
+
+
+def test_a_healthy_checkpoint_loads_as_it_is(healthy: Path) -> None:
+    model = load(healthy)
+    stored = load_file(healthy / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, stored[name].float())
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_is_refused(healthy: Path, tmp_path: Path, name: str) -> None:
+    path = make_defective(healthy, tmp_path, name)
+    with pytest.raises(CheckpointError) as refusal:
+        load(path)
+    assert re.search(DEFECTS[name][1].replace("[", r"\["), str(refusal.value))
+
+
+@pytest.mark.parametrize("name", ["bias missing", "bias NaN", "bias merged by bfloat16"])
+def test_a_gate_that_is_not_ours_is_checked_too(healthy: Path, tmp_path: Path, name: str) -> None:
+    path = make_defective(healthy, tmp_path, name)
+    with pytest.raises(CheckpointError, match=re.escape(BIAS)):
+        load(path, Model(gate_is_ours=False))
+
+
+def test_the_refusal_says_file_and_remedy(healthy: Path, tmp_path: Path) -> None:
+    path = make_defective(healthy, tmp_path, "bias NaN")
+    with pytest.raises(CheckpointError) as refusal:
+        load(path)
+    for part in ("model.safetensors", "SGLANG_MOE_EXT_BIAS=zero", "inspect", str(path)):
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["bias missing", "bias NaN"])
+def test_zero_fills_a_broken_bias_and_says_so(
+    healthy: Path,
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("SGLANG_MOE_EXT_BIAS", "zero")
+    with caplog.at_level(logging.WARNING):
+        model = load(make_defective(healthy, tmp_path, name))
+    assert torch.equal(dict(model.named_parameters())[BIAS], torch.zeros(EXPERTS))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert BIAS in message
+    assert "filled with zeros" in message
+
+
+def test_warn_takes_the_bias_as_it_is(
+    healthy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("SGLANG_MOE_EXT_BIAS", "warn")
+    with caplog.at_level(logging.WARNING):
+        load(make_defective(healthy, tmp_path, "bias merged by bfloat16"))
+    assert "accepted by SGLANG_MOE_EXT_BIAS=warn" in caplog.text
+
+
+def test_no_variable_accepts_a_missing_gate(
+    healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_MOE_EXT_BIAS", "zero")
+    with pytest.raises(CheckpointError, match=re.escape(GATE)):
+        load(make_defective(healthy, tmp_path, "gate missing"))
+
+
+def test_an_update_of_some_tensors_is_complete(healthy: Path) -> None:
+    model = load(healthy)
+    model.load_weights([(BIAS, torch.full((EXPERTS,), 0.5))])
+    assert dict(model.named_parameters())[BIAS].unique().tolist() == [0.5]
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(EXPERTS).long()], ids=str)
+def test_a_refused_update_leaves_the_old_values(healthy: Path, bad: Tensor) -> None:
+    model = load(healthy)
+    before = dict(model.named_parameters())[BIAS].clone()
+    with pytest.raises(CheckpointError):
+        model.load_weights([(BIAS, bad)])
+    assert torch.equal(dict(model.named_parameters())[BIAS], before)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [torch.zeros(256), torch.randn(256).bfloat16(), 7 + torch.linspace(-0.2, 0.2, 256)],
+    ids=["all zero", "bfloat16 around 0", "float32 at an offset"],
+)
+def test_a_bias_that_lost_nothing_is_no_defect(bias: Tensor) -> None:
+    from sglang_moe_ext.loading import _rounded_away
+
+    assert _rounded_away(nn.Parameter(bias.float())) is None
+
+
+if __name__ == "__main__":
+    run_file(__file__)
