@@ -37,26 +37,35 @@ def make_initializer(original: Callable[..., nn.Module]) -> Callable[..., nn.Mod
     def initialize(model_config: Any, *args: Any, **kwargs: Any) -> nn.Module:
         model = original(model_config, *args, **kwargs)
         if any(True for _ in _routing_parameters(model)):
-            check_loading(model, Path(model_config.model_path))
+            _check_loading(model, model_config)
         return model
 
     return initialize
 
 
-def check_loading(model: Any, checkpoint: Path) -> None:
+def _check_loading(model: Any, model_config: Any) -> None:
     """Mark the routing parameters as not received, and check them after `load_weights`.
 
-    `load_weights` of this model raises CheckpointError, naming every parameter that is
+    `load_weights` of this model then raises CheckpointError, naming every parameter that is
     wrong, unless SGLANG_MOE_EXT_BIAS accepts it. Online updates come the same way.
     """
     for _, parameter in _routing_parameters(model):
         parameter.data.fill_(torch.nan)
     load_weights = model.load_weights
+    last_good = model_config.model_path
 
     @functools.wraps(load_weights)
     def load_and_check(*args: Any, **kwargs: Any) -> Any:
-        result = load_weights(*args, **kwargs)
-        _check(model, checkpoint)
+        nonlocal last_good
+        try:
+            result = load_weights(*args, **kwargs)
+            _check(model, Path(model_config.model_path))
+        except BaseException:
+            # SGLang rolls a failed update back by loading `model_path` again, which by then
+            # names the checkpoint that failed: the second failure would end the server.
+            model_config.model_path = last_good
+            raise
+        last_good = model_config.model_path
         return result
 
     model.load_weights = load_and_check
