@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from sglang_moe_ext import __version__, env
+from sglang_moe_ext.checkpoint.command import add_inspect_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; the exit code."""
     args = _parser().parse_args(argv)
-    code: int = args.run(args)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     return code
 
 
@@ -34,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     doctor.set_defaults(run=_doctor)
+    add_inspect_parser(commands)
     return parser
 
 
