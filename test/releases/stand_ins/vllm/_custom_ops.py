@@ -1,0 +1,1 @@
+from vllm import absent as __getattr__  # noqa: F401
