@@ -25,10 +25,15 @@ MODULES = MappingProxyType(
     {
         "reference": "sglang_moe_ext.ops.reference",
         "torch": "sglang_moe_ext.ops.torch_router",
+        "cpu": "sglang_moe_ext.ops.cpu_router",
+        "triton": "sglang_moe_ext.ops.triton_router",
+        "xpu": "sglang_moe_ext.ops.xpu_router",
     }
 )
 # Per device type, fastest first; PORTABLE ends every list.
-PREFERENCE: MappingProxyType[str, tuple[str, ...]] = MappingProxyType({})
+PREFERENCE = MappingProxyType(
+    {"cpu": ("cpu",), "cuda": ("triton",), "xpu": ("xpu", "triton")},
+)
 PORTABLE = ("torch", "reference")
 
 
