@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from plain_cpu.serving import Server, ServerError
 from sglang_moe_ext import trace
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "test"))
+from sim_xpu import sim_environment  # noqa: E402
+
 CACHE = ROOT / ".cache" / "demo"
 PROMPTS = (
     "The router sends every token",
@@ -42,20 +46,64 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Run:
+    """One server: a title, its checkpoint, and how it is started.
+
+    backend: what must route, or None if any of ours may.
+    """
+
+    title: str
+    model: Path
+    tp: int = 1
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    backend: str | None = None
+
+
 def main() -> int:
     args = _arguments()
     try:
-        model = args.model_path or _make_checkpoint()
-        texts = [_serve(model, tp) for tp in args.tp]
+        runs = _cpu_runs(args) if args.device == "cpu" else _simulated_xpu_runs(args)
+        texts = [_serve(run, number) for number, run in enumerate(runs)]
+        if args.device == "cpu" and any(text != texts[0] for text in texts):
+            raise DemoError("the sizes of --tp gave different texts")
     except (ServerError, FileNotFoundError, DemoError) as error:
         print(f"\ndemo: FAILED: {error}", file=sys.stderr)
         return 1
-    if any(text != texts[0] for text in texts):
-        print("\ndemo: FAILED: the sizes of --tp gave different texts", file=sys.stderr)
-        return 1
-    sizes = " and ".join(f"--tp {tp}" for tp in args.tp)
-    print(f"\ndemo: OK: {sizes}, {len(PROMPTS)} answers each, all routed by sglang-moe-ext")
+    titles = " and ".join(run.title for run in runs)
+    print(f"\ndemo: OK: {titles}: {len(PROMPTS)} answers each, all routed by sglang-moe-ext")
     return 0
+
+
+def _cpu_runs(args: argparse.Namespace) -> list[Run]:
+    model = args.model_path or _make_checkpoint("checkpoint")
+    return [Run(f"--tp {tp}", model, tp) for tp in args.tp]
+
+
+def _simulated_xpu_runs(args: argparse.Namespace) -> list[Run]:
+    """One checkpoint for each kind of kernel, unless one is given."""
+    models = {"simulated XPU": args.model_path}
+    if not args.model_path:
+        print("The XPU is SIMULATED: its kernels run on this CPU, and speed means nothing")
+        models = {
+            "simulated XPU, one group": _make_checkpoint(
+                "ungrouped", "--groups", "1", "--kept-groups", "1"
+            ),
+            "simulated XPU, 4 groups": _make_checkpoint(
+                "grouped", "--experts", "128", "--groups", "4", "--expert-hidden", "16"
+            ),
+        }
+    environment = {
+        **sim_environment(),
+        "SGLANG_PLATFORM": "",
+        "SGLANG_PLUGINS": "moe_ext",
+    }
+    arguments = ("--device", "xpu")
+    return [
+        Run(title, model, 1, arguments, environment, backend="xpu")
+        for title, model in models.items()
+    ]
 
 
 class DemoError(RuntimeError):
@@ -68,30 +116,45 @@ def _arguments() -> argparse.Namespace:
         "--model-path", type=Path, help="serve this checkpoint instead of a made one"
     )
     parser.add_argument(
-        "--tp", type=int, nargs="+", default=[1, 2], help="tensor parallel sizes (default 1 2)"
+        "--device",
+        choices=("cpu", "xpu-sim"),
+        default="cpu",
+        help="xpu-sim: a simulated Intel XPU with stand-in kernels (default cpu)",
+    )
+    parser.add_argument(
+        "--tp",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="tensor parallel sizes on the CPU (default 1 2)",
     )
     return parser.parse_args()
 
 
-def _make_checkpoint() -> Path:
-    path = CACHE / "checkpoint"
-    subprocess.run([sys.executable, ROOT / "scripts" / "make_checkpoint.py", path], check=True)
+def _make_checkpoint(name: str, *arguments: str) -> Path:
+    path = CACHE / name
+    script = ROOT / "scripts" / "make_checkpoint.py"
+    subprocess.run([sys.executable, script, path, *arguments], check=True)
     return path
 
 
-def _serve(model: Path, tp: int) -> list[str]:
-    """Serve with `tp` ranks, send every prompt, print what happened; the texts."""
-    print(f"\n== python -m sglang.launch_server --tp {tp}, with the plugin ==")
-    traces = CACHE / f"trace-tp{tp}"
+def _serve(run: Run, number: int) -> list[str]:
+    """Start a server, send every prompt, print what happened; the texts."""
+    print(f"\n== python -m sglang.launch_server with the plugin, {run.title} ==")
+    traces = CACHE / f"trace-{number}"
     for old in traces.glob("*.jsonl"):
         old.unlink()
     server = Server(
-        model,
-        CACHE / f"server-tp{tp}.log",
-        tp=tp,
+        run.model,
+        CACHE / f"server-{number}.log",
+        tp=run.tp,
         # In bfloat16 the ranks' partial sums round differently, and tokens with them.
-        arguments=("--dtype", "float32"),
-        environment={"SGLANG_MOE_EXT_TRACE": str(traces), "SGLANG_MOE_EXT_STRICT": "1"},
+        arguments=("--dtype", "float32", *run.arguments),
+        environment={
+            "SGLANG_MOE_EXT_TRACE": str(traces),
+            "SGLANG_MOE_EXT_STRICT": "1",
+            **run.environment,
+        },
         progress=_show_wait,
     )
     started = time.monotonic()
@@ -99,7 +162,7 @@ def _serve(model: Path, tp: int) -> list[str]:
         print(f"{LINE_START}healthy after {time.monotonic() - started:.0f} s       ")
         texts = _ask(server)
         time.sleep(2 * trace.TOTALS_EVERY_S)  # let the last totals be written
-    _report(list(trace.read(traces)), tp, server)
+    _report(list(trace.read(traces)), run, server)
     return texts
 
 
@@ -138,7 +201,7 @@ def _ask(server: Server) -> list[str]:
     return texts
 
 
-def _report(records: list[dict[str, Any]], tp: int, server: Server) -> None:
+def _report(records: list[dict[str, Any]], run: Run, server: Server) -> None:
     """Print the table of decisions; DemoError unless every worker routed with us."""
     rows = [
         (
@@ -156,17 +219,24 @@ def _report(records: list[dict[str, Any]], tp: int, server: Server) -> None:
     ]
     widths = [max(len(row[i]) for row in (COLUMNS, *rows)) for i in range(len(COLUMNS))]
     for row in (COLUMNS, *rows):
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"  {line}".rstrip())
     for what in ("gate", "router"):
         workers = {r["pid"] for r in records if r["what"] == what and r["calls"]}
-        if len(workers) != tp:
+        if len(workers) != run.tp:
             raise DemoError(
-                f"{len(workers)} workers ran our {what}, expected {tp}; the log {server.log} "
+                f"{len(workers)} workers ran our {what}, expected {run.tp}; the log {server.log} "
                 f"ends with\n{server.log_tail()}"
             )
-    upstream = [row for row in rows if row[5] == "upstream"]
-    if upstream:
-        raise DemoError(f"left to SGLang: {upstream}, expected nothing")
+    for record in records:
+        backend, expected = record["backend"], run.backend
+        if backend == "upstream" or (
+            record["what"] == "router" and expected not in (None, backend)
+        ):
+            raise DemoError(
+                f"the {record['what']} {record['shape']} ran on {backend} ({record['detail']}), "
+                f"expected {expected or 'a backend of ours'}; passed over: {record['rejected']}"
+            )
 
 
 if __name__ == "__main__":

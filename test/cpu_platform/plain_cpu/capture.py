@@ -1,7 +1,8 @@
 """PLAIN_CPU_CAPTURE=<directory>: keep what the router of each worker was given and chose.
 
-Files `<pid>-<number>.pt` hold one call each: layer_id, hidden_states [T, H] and ids [T, K].
-It hooks `select_experts`, so it sees stock SGLang and an overridden router alike.
+Files `<pid>-<number>.pt` hold one call each: layer_id, hidden_states [T, H], ids [T, K], and
+for every row the token, its position and the slot of its request. It hooks `select_experts`,
+so it sees stock SGLang and an overridden router alike.
 """
 
 from __future__ import annotations
@@ -18,25 +19,33 @@ def register() -> None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(
-        "sglang.srt.layers.moe.topk.select_experts", _saver(Path(folder)), HookType.AFTER
-    )
+    capture = _Capture(Path(folder))
+    model = "sglang.srt.models.deepseek_v2.DeepseekV2ForCausalLM.forward"
+    HookRegistry.register(model, capture.enter, HookType.BEFORE)
+    router = "sglang.srt.layers.moe.topk.select_experts"
+    HookRegistry.register(router, capture.save, HookType.AFTER)
 
 
-def _saver(folder: Path) -> Any:
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = itertools.count()
+class _Capture:
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._numbers = folder, itertools.count()
+        self._rows: dict[str, Any] = {}
 
-    def save(result: Any, hidden_states: Any, *args: Any, layer_id: Any = None, **kw: Any) -> None:
+    def enter(
+        self, model: Any, input_ids: Any, positions: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        slots = batch.req_pool_indices
+        if batch.forward_mode.is_extend():
+            slots = slots.repeat_interleave(batch.extend_seq_lens)
+        self._rows = {"tokens": input_ids, "positions": positions, "slots": slots}
+
+    def save(
+        self, result: Any, hidden_states: Any, *args: Any, layer_id: Any = None, **kw: Any
+    ) -> None:
         import torch
 
-        path = folder / f"{os.getpid()}-{next(numbers):06}.pt"
-        call = {
-            "layer_id": layer_id,
-            "hidden_states": hidden_states.clone(),
-            "ids": result.topk_ids.clone(),
-        }
-        torch.save(call, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
-
-    return save
+        path = self._folder / f"{os.getpid()}-{next(self._numbers):06}.part"
+        call = {"hidden_states": hidden_states, "ids": result.topk_ids, **self._rows}
+        torch.save({"layer_id": layer_id, **{k: v.clone() for k, v in call.items()}}, path)
+        path.rename(path.with_suffix(".pt"))
