@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,36 +24,28 @@ class HuggingFace:
         }
 
     @torch.inference_mode()
-    def generate(self, prompt: list[int], new_tokens: int) -> list[int]:
-        """Greedy continuation, exactly `new_tokens` long."""
-        tokens = self.model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        return tokens[0, len(prompt) :].tolist()
+    def follow(self, prompt: list[int], output: list[int]) -> tuple[bool, dict[int, Tensor]]:
+        """Is `output` the greedy continuation, and which experts [T, K] run per layer?
 
-    @torch.inference_mode()
-    def experts(self, tokens: list[int]) -> dict[int, Tensor]:
-        """Per layer the experts [T, K] of a forward pass over `tokens`."""
+        One pass over prompt and output: every token of the output is checked against the
+        argmax of what precedes it, so all agree if and only if greedy decoding gives them.
+        """
         chosen: dict[int, Tensor] = {}
 
-        def keep(number: int) -> None:
+        def keep(number: int) -> Callable[..., None]:
             def hook(module: object, inputs: object, outputs: tuple[Tensor, ...]) -> None:
                 chosen[number] = outputs[2]
 
-            handles.append(self.routers[number].register_forward_hook(hook))
+            return hook
 
-        handles: list[torch.utils.hooks.RemovableHandle] = []
-        for number in self.routers:
-            keep(number)
-        self.model(torch.tensor([tokens]))
+        handles = [
+            router.register_forward_hook(keep(number)) for number, router in self.routers.items()
+        ]
+        logits = self.model(torch.tensor([prompt + output[:-1]])).logits[0]
         for handle in handles:
             handle.remove()
-        return chosen
+        greedy = logits[len(prompt) - 1 :].argmax(dim=1).tolist()
+        return greedy == output, chosen
 
     @torch.inference_mode()
     def route(self, layer: int, hidden_states: Tensor) -> Tensor:
