@@ -13,7 +13,7 @@ PREFIX = "SGLANG_MOE_EXT"
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton", "xpu", "upstream")
 DEVICES = ("cpu", "cuda", "rocm", "xpu")
 # Device types on which some backend of ours is both right and worth having.
-DEFAULT_DEVICES = ("cpu", "xpu")
+DEFAULT_DEVICES = ("cpu", "cuda", "xpu")
 
 
 class EnvError(ValueError):

@@ -17,13 +17,14 @@ from sglang_moe_ext.ops.dispatch import biased_grouped_topk
 
 logger = logging.getLogger(__name__)
 
+MAX_DEVICES = 64
 Router = Callable[..., tuple[Tensor, Tensor]]
 
 
 def make_router(original: Router) -> Router:
     """A replacement for `biased_grouped_topk_gpu` that falls back to `original`."""
     settings = env.settings()
-    served = _torch_device_types(settings.devices) if settings.backend != "upstream" else set()
+    served = _served_devices(settings.devices) if settings.backend != "upstream" else set()
     may_fall_back = settings.backend == "auto"
     elsewhere = _Upstream(original)
 
@@ -49,7 +50,7 @@ def make_router(original: Router) -> Router:
             routed_scaling_factor,
             apply_routed_scaling_factor_on_output,
         )
-        if gating_output.device.type not in served:
+        if gating_output.device not in served:
             return elsewhere(
                 "this device is left to SGLang",
                 hidden_states,
@@ -147,9 +148,13 @@ class _Upstream:
         )
 
 
-def _torch_device_types(devices: frozenset[str]) -> set[str]:
-    """Our device names as torch's: ROCm tensors say "cuda"."""
-    gpu = "rocm" if torch.version.hip else "cuda"
-    return {device for device in devices if device in ("cpu", "xpu")} | (
-        {"cuda"} if gpu in devices else set()
-    )
+def _served_devices(devices: frozenset[str]) -> set[torch.device]:
+    """The devices that are ours; ROCm's call themselves "cuda", too."""
+    # All that could be: asking torch which there are might initialise them.
+    gpu, numbers = ("rocm" if torch.version.hip else "cuda"), range(MAX_DEVICES)
+    ours = {
+        "cpu": [torch.device("cpu")],
+        gpu: [torch.device("cuda", number) for number in numbers],
+        "xpu": [torch.device("xpu", number) for number in numbers],
+    }
+    return {device for name in devices for device in ours.get(name, [])}

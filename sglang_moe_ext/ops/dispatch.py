@@ -68,14 +68,15 @@ def biased_grouped_topk(
             f"gating_output has shape {tuple(gating_output.shape)}, expected [tokens, experts]"
         )
     tokens, experts = gating_output.shape
+    bias_shape = correction_bias.shape
     key = (
         gating_output.device,
         gating_output.dtype,
         experts,
         correction_bias.device,
         correction_bias.dtype,
-        correction_bias.dim(),
-        correction_bias.size(-1) if correction_bias.dim() else 0,
+        len(bias_shape),
+        bias_shape[-1] if bias_shape else 0,
         topk,
         renormalize,
         num_expert_group,
@@ -88,7 +89,7 @@ def biased_grouped_topk(
     plan = _plans.get(key)
     if plan is None:
         plan = _plans[key] = _make_plan(key)
-    if plan.spec.per_token_bias and correction_bias.shape[0] != tokens:
+    if plan.spec.per_token_bias and bias_shape[0] != tokens:
         raise ValueError(
             f"correction_bias has shape {tuple(correction_bias.shape)}, "
             f"expected [{tokens}, {experts}], a row per token"
@@ -98,7 +99,7 @@ def biased_grouped_topk(
             gating_output.new_empty((0, topk), dtype=torch.float32),
             gating_output.new_empty((0, topk), dtype=torch.int32),
         )
-    if gating_output.stride(1) != 1:
+    if not gating_output.is_contiguous() and gating_output.stride(1) != 1:
         gating_output = gating_output.contiguous()
     if not correction_bias.is_contiguous():
         correction_bias = correction_bias.contiguous()
