@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import (
+from test_support.made_checkpoints import (
     BIAS,
     EXPERTS,
     HIDDEN,

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import BIAS, EXPERTS, PLANS, make_config, make_healthy, make_tensors, write
+from test_support.made_checkpoints import (
+    BIAS,
+    EXPERTS,
+    PLANS,
+    make_config,
+    make_healthy,
+    make_tensors,
+    write,
+)
 from torch import Tensor
 
 from sglang_moe_ext.checkpoint.comparison import compare_checkpoints

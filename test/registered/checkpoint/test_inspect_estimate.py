@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import make_config
+from test_support.made_checkpoints import make_config
 
 from sglang_moe_ext.checkpoint import estimate
 from sglang_moe_ext.checkpoint.routing import Routing, routing_of

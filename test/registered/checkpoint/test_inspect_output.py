@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import BIAS, EXPERTS, make_config, make_healthy, make_tensors, write
+from test_support.made_checkpoints import (
+    BIAS,
+    EXPERTS,
+    make_config,
+    make_healthy,
+    make_tensors,
+    write,
+)
 
 from sglang_moe_ext.checkpoint.command import DEVICES, add_inspect_parser
 from sglang_moe_ext.ci import register_cpu_ci, run_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from failure_cases import CASES, Case
+from test_support.failure_cases import CASES, Case
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.ops import biased_grouped_topk

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from defects import BIAS, DEFECTS, GATE, make_defective
 from safetensors.torch import load_file
+from test_support.defects import BIAS, DEFECTS, GATE, make_defective
 from torch import Tensor, nn
 
 from sglang_moe_ext import env

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stub_host import OURS, STOCK, StubHost
+from test_support.stub_host import OURS, STOCK, StubHost
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 

@@ -19,8 +19,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from huggingface import HuggingFace
 from plain_cpu.serving import Server
+from test_support.huggingface import HuggingFace
 from torch import Tensor
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from defects import BIAS, DEFECTS, make_defective
 from plain_cpu.serving import Server, ServerError
+from test_support.defects import BIAS, DEFECTS, make_defective
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 

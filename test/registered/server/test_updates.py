@@ -11,9 +11,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from defects import make_defective
 from plain_cpu.serving import Server
 from safetensors.torch import load_file
+from test_support.defects import make_defective
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.ops.reference import reference_topk

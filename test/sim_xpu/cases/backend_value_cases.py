@@ -12,7 +12,7 @@ from backend import SERVED, check, random_inputs, route, spec_of
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
-from failure_cases import CASES, Case
+from test_support.failure_cases import CASES, Case
 
 from sglang_moe_ext.ops import xpu_router
 from sglang_moe_ext.ops.compare import find_mismatch

@@ -1,0 +1,1 @@
+"""What several test files share. Installed, because each of them also runs as a script."""
