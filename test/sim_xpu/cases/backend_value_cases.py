@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from backend import SERVED, check, random_inputs, route, spec_of
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 from test_support.failure_cases import CASES, Case
+from torch import Tensor
 
 from sglang_moe_ext.ops import xpu_router
 from sglang_moe_ext.ops.compare import find_mismatch
