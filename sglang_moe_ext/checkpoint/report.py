@@ -13,6 +13,8 @@ from sglang_moe_ext.checkpoint.estimate import METHOD
 from sglang_moe_ext.checkpoint.findings import PROBLEM, Finding, LayerReport, Report
 from sglang_moe_ext.checkpoint.routing import Routing
 
+_WIDTH = 98
+
 
 def as_json(report: Report) -> str:
     """One object; shares are 0..1, absent facts null, "healthy" the verdict."""
@@ -51,7 +53,7 @@ def as_text(report: Report) -> str:
     if report.comparison:
         parts.append(_comparison_table(report))
     if any(row.moved_by_rounding is not None for row in report.layers):
-        parts.append(textwrap.fill(f"moved: {METHOD}", 98))
+        parts.append(textwrap.fill(f"moved: {METHOD}", _WIDTH))
     parts.extend(_finding_text(group) for group in _grouped(report.findings))
     parts.append(_verdict(report))
     return "\n\n".join(parts)
@@ -76,7 +78,8 @@ def _heading(report: Report) -> str:
         ]
     labels = ["served by"] + [""] * len(report.serving)
     for label, (device, backend) in zip(labels, report.serving.items(), strict=False):
-        lines.append(f"{label:<12}{device}: {backend}")
+        line = f"{label:<12}{device}: {backend}"
+        lines += textwrap.wrap(line, _WIDTH, subsequent_indent=" " * 14)
     return "\n".join(lines)
 
 

@@ -86,6 +86,8 @@ def _run(
         stderr=subprocess.STDOUT,
         env=environment,
         start_new_session=True,
+        # A shell's background job ignores SIGINT, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         return process.wait(timeout)
