@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -83,8 +84,9 @@ def _hook_registry() -> Any:
 
 
 def _definition(module: str, qualname: str) -> ast.stmt:
-    scope: Any = _source(module)
-    for part in qualname.split("."):
+    outer, _, inner = qualname.partition(".")
+    scope: Any = ast.parse(_block(module, outer)).body[0]
+    for part in inner.split(".") if inner else ():
         named = [
             node
             for node in scope.body
@@ -96,13 +98,27 @@ def _definition(module: str, qualname: str) -> ast.stmt:
     return scope  # type: ignore[no-any-return]
 
 
+def _block(module: str, name: str) -> str:
+    """Source of a top-level function or class.
+
+    Only what is looked at is parsed: a whole file of SGLang's takes a good part of a second in
+    a process that holds as many objects as a worker does.
+    """
+    found = re.search(
+        rf"^(?:def|class) {name}\b.*?(?=^[^\s)\]#]|\Z)", _source(module), re.DOTALL | re.MULTILINE
+    )
+    if found is None:
+        raise LookupError(f"{module}.{name} does not exist")
+    return found[0]
+
+
 @cache
-def _source(module: str) -> ast.Module:
+def _source(module: str) -> str:
     package, _, rest = module.partition(".")
     spec = importlib.util.find_spec(package)
     roots = (spec.submodule_search_locations if spec else None) or []
     for root in roots:
         path = Path(root, *rest.split(".")).with_suffix(".py")
         if path.is_file():
-            return ast.parse(path.read_text(encoding="utf-8"))
+            return path.read_text(encoding="utf-8")
     raise LookupError(f"{module} has no source file under {list(roots) or 'any package'}")

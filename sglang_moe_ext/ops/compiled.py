@@ -13,7 +13,6 @@ from torch import Tensor
 from sglang_moe_ext.ops import dispatch
 
 
-@torch.library.custom_op("sglang_moe_ext::biased_grouped_topk", mutates_args=())
 def _op(
     gating_output: Tensor,
     correction_bias: Tensor,
@@ -40,8 +39,7 @@ def _op(
     )
 
 
-@_op.register_fake
-def _(
+def _shapes(
     gating_output: Tensor, correction_bias: Tensor, topk: int, *_: object
 ) -> tuple[Tensor, Tensor]:
     rows = gating_output.shape[0]
@@ -49,3 +47,15 @@ def _(
         gating_output.new_empty((rows, topk), dtype=torch.float32),
         gating_output.new_empty((rows, topk), dtype=torch.int32),
     )
+
+
+# Not torch.library.custom_op: it looks for its caller's source through every loaded module.
+_library = torch.library.Library("sglang_moe_ext", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "biased_grouped_topk(Tensor gating_output, Tensor correction_bias, int topk, bool renormalize, "
+    "int? num_expert_group, int? topk_group, int num_fused_shared_experts, "
+    "float? routed_scaling_factor, bool apply_routed_scaling_factor_on_output, str? backend) "
+    "-> (Tensor, Tensor)"
+)
+_library.impl("biased_grouped_topk", _op, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("biased_grouped_topk", _shapes, "Meta")  # type: ignore[no-untyped-call]

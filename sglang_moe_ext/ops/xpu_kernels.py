@@ -70,7 +70,8 @@ def find(name: str) -> Kernel | str:
     try:
         import sgl_kernel
     except (ImportError, OSError) as error:
-        return f"sgl_kernel cannot be imported: {error}"
+        first_line = str(error).strip().partition("\n")[0]
+        return f"sgl_kernel cannot be imported: {first_line}"
     packet = getattr(torch.ops.sgl_kernel, name, None)
     if packet is None:
         return f"this sgl_kernel has no operation {name}"
