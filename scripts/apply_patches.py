@@ -25,7 +25,6 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,6 +32,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from sglang_moe_ext import transaction  # noqa: E402
 from sglang_moe_ext.patching import (  # noqa: E402
+    FOLDER,
     Patch,
     PatchError,
     Release,
@@ -40,6 +40,7 @@ from sglang_moe_ext.patching import (  # noqa: E402
     Step,
     find_patches,
     plan,
+    reader,
 )
 
 SERIES = ("plugin", "xpu", "ci")
@@ -134,19 +135,11 @@ def change(package: Path, patches: list[Patch], *, revert: bool) -> list[Step]:
     return steps
 
 
-def reader(package: Path) -> Callable[[str], str | None]:
-    def read(path: str) -> str | None:
-        file = package / path
-        return file.read_bytes().decode("utf-8") if file.exists() else None
-
-    return read
-
-
 def run(options: argparse.Namespace) -> int:
     package = find_package(options.root)
     text, source = (options.release, "--release") if options.release else find_release(package)
     print(f"SGLang {text} (from {source}) in {package}")
-    patches = find_patches(REPOSITORY / "patches", Release.parse(text))
+    patches = find_patches(FOLDER, Release.parse(text))
     if options.series:
         patches = [patch for patch in patches if patch.header["Series"] in options.series]
     if not patches:

@@ -69,13 +69,14 @@ def after_hooks(callback: Callable[[], None]) -> None:
     registry.apply_hooks = classmethod(apply_hooks_then_call_back)
 
 
-def foreign_replacements(targets: set[str]) -> Iterator[str]:
-    """Another plugin's REPLACE hooks on our targets, each as "target by plugin"."""
+def foreign_hooks(targets: set[str]) -> Iterator[tuple[str, str, str]]:
+    """Other plugins' hooks on our targets: (target, kind such as "replace", plugin)."""
     registry = _hook_registry()
     for target, hooks in getattr(registry, "_hooks", {}).items():
         for hook_type, _, source in hooks:
-            if target in targets and hook_type.value == "replace":
-                yield f"{target} by {getattr(source, 'plugin_name', None) or 'an unnamed plugin'}"
+            if target in targets:
+                plugin = getattr(source, "plugin_name", None) or "without a name"
+                yield target, hook_type.value, plugin
 
 
 def _hook_registry() -> Any:

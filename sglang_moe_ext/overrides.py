@@ -198,7 +198,11 @@ class Installed:
         """Imported targets whose callers would not reach us, with the reason."""
         imported = [target for target in TARGETS if target.module in sys.modules]
         names = {f"{t.module}.{n}" for t in imported for n in (t.name, t.called_as)}
-        found = [f"replaced: {each}" for each in host.foreign_replacements(names)]
+        found = [
+            f"replaced: {target} by {plugin}"
+            for target, kind, plugin in host.foreign_hooks(names)
+            if kind == "replace"
+        ]
         for target in imported:
             called = getattr(sys.modules[target.module], target.called_as, None)
             if not leads_to_us(called):

@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 PREFIXES = ("a/python/sglang/", "b/python/sglang/")  # as `git diff` writes them in a checkout
+# In an installed package the patches lie in it, in a checkout beside it.
+FOLDER = next(
+    folder
+    for folder in (Path(__file__).with_name("patches"), Path(__file__).parents[1] / "patches")
+    if folder.is_dir() or folder.parent != Path(__file__).parent
+)
 HEADER_KEYS = ("Base", "Series", "Purpose", "Upstream", "Remove-when")
 
 
@@ -200,6 +206,16 @@ def rewrite(diff: FileDiff, text: str | None, *, reverse: bool = False) -> str |
     for place, length, new in sorted(placed, reverse=True):
         lines[place : place + length] = new
     return "".join(lines)
+
+
+def reader(package: Path) -> Callable[[str], str | None]:
+    """Reads files of an installed `sglang` folder by their path in it; None is no file."""
+
+    def read(path: str) -> str | None:
+        file = package / path
+        return file.read_bytes().decode("utf-8") if file.exists() else None
+
+    return read
 
 
 @dataclass(frozen=True)

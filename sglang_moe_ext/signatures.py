@@ -8,6 +8,8 @@ from __future__ import annotations
 
 Names = tuple[str, ...]
 
+RELEASES = ("0.5.2", "0.5.23")  # first and last that these tables were read from
+
 
 def _names(text: str) -> Names:
     return tuple(text.split())

@@ -168,6 +168,12 @@ class StubHost:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {name}:register\n")
 
+    def set_release(self, version: str) -> None:
+        """What this tree says its release is; without it, what is installed says so."""
+        info = self.folder / f"sglang-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n")
+
     def probe(self, again: str = "", **environment: str) -> Probe:
         """Load plugins, build the model, route once. `again` runs after the imports."""
         return run_python(PROBE.replace("AGAIN", again), self.folder, environment)

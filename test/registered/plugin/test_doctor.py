@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "releases"))
+
+import fake_package
 from test_support.stub_host import StubHost
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
+from sglang_moe_ext.patching import Release
+from sglang_moe_ext.signatures import RELEASES
 
 register_cpu_ci(est_time=40, suite="base-a-test-cpu")
 
@@ -42,8 +50,10 @@ def test_a_live_plugin_is_healthy(host: StubHost) -> None:
     process = doctor(host)
     assert process.returncode == 0, process.stdout
     assert "healthy" in process.stdout.splitlines()[-1]
-    assert "live: biased_grouped_topk_gpu        resolves to us" in process.stdout
-    assert "cpu: DeepSeek-V3, Ling 256/8 g8 tg4  cpu" in process.stdout
+    lines = [" ".join(line.split()) for line in process.stdout.splitlines()]
+    assert "ok live: biased_grouped_topk_gpu resolves to us" in lines
+    assert any(line.startswith("ok cpu: cpu DeepSeek-V3, Ling 256/8 g8 tg4;") for line in lines)
+    assert "in reserve torch, reference" in process.stdout
 
 
 def test_an_unknown_host_fails_with_a_remedy(host: StubHost) -> None:
@@ -84,6 +94,103 @@ def test_another_plugin_on_our_target_is_named(host: StubHost) -> None:
     process = doctor(host, "--json")
     assert process.returncode == 1
     assert "by rival" in failures(process)["live: MoEGate"]["remedy"]
+
+
+def test_a_wrapper_of_another_plugin_is_named_and_healthy(host: StubHost) -> None:
+    host.add_plugin(
+        "timer",
+        "from sglang.srt.plugins.hook_registry import HookRegistry, HookType\n"
+        "def register():\n"
+        "    HookRegistry.register('sglang.srt.layers.moe.topk.biased_grouped_topk',\n"
+        "                          lambda f, *a, **k: f(*a, **k), HookType.AROUND)\n",
+    )
+    process = doctor(host)
+    assert process.returncode == 0, process.stdout
+    assert "plugin timer has a hook of kind around on it, too" in process.stdout
+
+
+def test_a_release_newer_than_any_tested_is_said(host: StubHost) -> None:
+    host.set_release("0.9.0")
+    process = doctor(host)
+    assert process.returncode == 0, process.stdout
+    assert "0.9.0, we were tested with {} to {}".format(*RELEASES) in process.stdout
+    assert "look for a newer sglang-moe-ext" in process.stdout
+
+
+def test_the_known_releases_are_the_recorded_ones() -> None:
+    recorded = json.loads((fake_package.ROOT / "scripts" / "releases.json").read_text("utf-8"))
+    releases = sorted(map(Release.parse, recorded))
+    assert (str(releases[0]), str(releases[-1])) == RELEASES
+
+
+def test_applied_patches_are_named(host: StubHost) -> None:
+    shutil.rmtree(host.folder / "sglang/srt/plugins")  # the patch brings its own
+    package = fake_package.make_package(host.folder / "sglang")
+    host.set_release(fake_package.RELEASE)
+
+    def found() -> str:
+        checks = json.loads(doctor(host, "--json").stdout)["checks"]
+        return next(check["found"] for check in checks if check["name"] == "patches")
+
+    assert found() == "applied: none, 3 would fit this release"
+    assert fake_package.run(package, "--series", "plugin", "--apply") == 0
+    assert found() == "applied: 0.5.3-0.5.9/0001-load-plugins.patch"
+    (package / fake_package.SCHEDULER).write_text("edited")
+    assert "srt/managers/scheduler.py: the lines around" in found()
+
+
+def test_without_sglang_it_says_what_to_install(host: StubHost) -> None:
+    code = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "sglang" else find(name, *rest)
+from sglang_moe_ext.cli import main
+sys.exit(main(["doctor", "--json"]))
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 1, process.stderr
+    assert failures(process)["sglang"]["remedy"].startswith("install SGLang")
+    assert any(c["name"] == "cpu: cpu" for c in json.loads(process.stdout)["checks"])
+
+
+def test_without_torch_it_says_what_to_install(host: StubHost, tmp_path: Path) -> None:
+    """-S hides site-packages: what is left is the standard library, SGLang and ourselves."""
+    for name in ("sglang_moe_ext", "wrapt"):
+        folder = Path(find_spec(name).origin).parent  # type: ignore
+        (host.folder / name).symlink_to(folder)
+    process = subprocess.run(
+        [sys.executable, "-S", "-m", "sglang_moe_ext", "doctor", "--json"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(host.folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1, process.stderr
+    assert failures(process)["torch"]["remedy"].startswith("install the PyTorch")
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"SGLANG_MOE_EXT_DEVICES": "xpu"}, "left to SGLang by SGLANG_MOE_EXT_DEVICES=xpu"),
+        ({"SGLANG_MOE_EXT_BACKEND": "torch"}, "cpu: torch"),
+        ({"SGLANG_MOE_EXT_BACKEND": "triton"}, "backend 'triton' was forced but cannot route"),
+    ],
+    ids=["device not ours", "forced", "forced in vain"],
+)
+def test_variables_in_force_decide(host: StubHost, environment: dict[str, str], line: str) -> None:
+    process = doctor(host, **environment)
+    assert process.returncode == ("in vain" in line or "cannot" in line)
+    assert line in " ".join(process.stdout.split()), process.stdout
+
+
+def test_a_missing_compiler_is_a_warning_with_its_remedy(host: StubHost) -> None:
+    (host.folder / "numba.py").write_text("raise ImportError('no numba here')")
+    process = doctor(host, "--json")
+    assert process.returncode == 0, process.stdout
+    (check,) = [c for c in json.loads(process.stdout)["checks"] if c["name"] == "cpu: torch"]
+    assert check["status"] == "warn"
+    assert "not cpu: not installed: no numba here" in check["found"]
+    assert check["remedy"].startswith("pip install 'sglang-moe-ext[cpu]'")
 
 
 if __name__ == "__main__":

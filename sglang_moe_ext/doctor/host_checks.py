@@ -1,8 +1,4 @@
-"""`doctor`: is the plugin live beside this SGLang, what would serve which model, and why.
-
-A verdict, not a listing: one line per check, with the remedy where something is wrong.
-Plugins are loaded in a fresh process, as a server would.
-"""
+"""Checks of the SGLang beside us: known, discovered, patched, and live in a fresh process."""
 
 from __future__ import annotations
 
@@ -13,29 +9,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from sglang_moe_ext import __version__, env, host, overrides
+from sglang_moe_ext import env, host, overrides, patching, signatures
+from sglang_moe_ext.doctor.check import Check
+from sglang_moe_ext.patching import PatchError, Release, State
 
 ENTRY_POINT_GROUP, ENTRY_POINT = "sglang.srt.plugins", "moe_ext"
 PROBE_TIMEOUT_S = 180
 
-# E, K, G, kept groups of models whose routing is ours.
-MODEL_SHAPES = {
-    "DeepSeek-V3, Ling": (256, 8, 8, 4),
-    "Kimi-K2": (384, 8, 1, 1),
-    "GLM-5, MiniMax-M2": (256, 8, 1, 1),
-    "GLM-4.5": (160, 8, 1, 1),
-    "GLM-4.5-Air": (128, 8, 1, 1),
-    "Nemotron-3-Nano": (128, 6, 1, 1),
-    "Nemotron-3-Super": (512, 22, 1, 1),
-    "Kimi-K3": (896, 16, 1, 1),
-}
-
-# Runs in a fresh process and prints one JSON line.
+# Loads plugins in a fresh process, as a server would, and prints one JSON line.
 _PROBE = """
-import json, logging, sys
+import json, logging
 errors = []
 class Keep(logging.Handler):
     def emit(self, record):
@@ -45,54 +31,17 @@ logging.getLogger().addHandler(Keep(logging.ERROR))
 from sglang.srt.plugins import load_plugins
 load_plugins()
 import importlib
-from sglang_moe_ext import overrides
-live = {}
+from sglang_moe_ext import host, overrides
+live, names = {}, set()
 for target in overrides.TARGETS:
     module = importlib.import_module(target.module)
     live[target.path] = overrides.leads_to_us(getattr(module, target.called_as, None))
-print(json.dumps({"live": live, "errors": errors}))
+    names |= {target.path, f"{target.module}.{target.called_as}"}
+print(json.dumps({"live": live, "errors": errors, "hooks": list(host.foreign_hooks(names))}))
 """
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report; status is "ok", "warn" or "fail"."""
-
-    name: str
-    status: str
-    found: str
-    remedy: str = ""
-
-
-def examine() -> list[Check]:
-    """Every check, in the order in which one would look."""
-    checks = [*_installed(), *_variables()]
-    if importlib.util.find_spec("sglang"):
-        checks += [*_discovery(), *_signatures()]
-        if importlib.util.find_spec("torch"):
-            checks += _liveness()
-    if importlib.util.find_spec("torch"):
-        checks += _backends()
-    return checks
-
-
-def run(as_json: bool) -> int:
-    """Print the report; 0 if nothing failed, else 1."""
-    checks = examine()
-    failed = sum(check.status == "fail" for check in checks)
-    if as_json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in checks]}, indent=2))
-        return int(failed > 0)
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        print(f"{check.status:4}  {check.name.ljust(width)}  {check.found}")
-        if check.remedy:
-            print(f"      {' ' * width}  -> {check.remedy}")
-    print(f"\nsglang-moe-ext {__version__}: " + (f"{failed} failed" if failed else "healthy"))
-    return int(failed > 0)
-
-
-def _installed() -> Iterator[Check]:
+def installed() -> Iterator[Check]:
     for package, remedy in (
         ("sglang", "install SGLang; the plugin does nothing without it"),
         ("torch", "install the PyTorch that your SGLang asks for"),
@@ -103,11 +52,28 @@ def _installed() -> Iterator[Check]:
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            version = "a source tree"
-        yield Check(package, "ok", version)
+            version = "a source tree without a version"
+        if package == "sglang":
+            yield _acquaintance(version)
+        else:
+            yield Check(package, "ok", version)
 
 
-def _variables() -> Iterator[Check]:
+def _acquaintance(version: str) -> Check:
+    """How well a release of SGLang is known."""
+    first, last = signatures.RELEASES
+    tested = f"we were tested with {first} to {last}"
+    try:
+        known = Release.parse(first) <= Release.parse(version) <= Release.parse(last)
+    except PatchError:
+        known = False
+    if known:
+        return Check("sglang", "ok", f"{version}, {tested}")
+    remedy = "look for a newer sglang-moe-ext; whether this one is live is said below"
+    return Check("sglang", "warn", f"{version}, {tested}", remedy)
+
+
+def variables() -> Iterator[Check]:
     try:
         settings = env.settings()
     except env.EnvError as error:
@@ -121,7 +87,7 @@ def _variables() -> Iterator[Check]:
         yield Check("variables", "warn", found, f"unset {env.PREFIX} to switch the plugin on")
 
 
-def _discovery() -> Iterator[Check]:
+def discovery() -> Iterator[Check]:
     """Would SGLang find and run our entry point?"""
     name = f"entry point {ENTRY_POINT}"
     points = [
@@ -145,7 +111,7 @@ def _discovery() -> Iterator[Check]:
         yield Check(name, "ok", f"from {owners[0]}")
 
 
-def _signatures() -> Iterator[Check]:
+def known_signatures() -> Iterator[Check]:
     problems = overrides.problems()
     remedy = "upgrade sglang-moe-ext; until then SGLang stays stock"
     for problem in problems:
@@ -154,19 +120,40 @@ def _signatures() -> Iterator[Check]:
         yield Check("signatures", "ok", f"those of SGLang {host.release()} are known")
 
 
-def _liveness() -> Iterator[Check]:
+def patches() -> Iterator[Check]:
+    """Which of our patches this SGLang carries."""
+    spec = importlib.util.find_spec("sglang")
+    package = Path(next(iter((spec and spec.submodule_search_locations) or [""])))
+    try:
+        known = patching.find_patches(patching.FOLDER, Release.parse(host.release() or ""))
+    except PatchError:
+        return  # not a release, so there are no patches for it
+    steps, _ = patching.plan(known, patching.reader(package))
+    applied = [step.patch.name for step in steps if step.state is State.APPLIED]
+    conflicts = [f"{s.patch.name}: {s.reason}" for s in steps if s.state is State.CONFLICT]
+    if conflicts:
+        remedy = f"if you edited it, scripts/apply_patches.py --root {package} --check tells more"
+        yield Check("patches", "warn", "; ".join(conflicts), remedy)
+    elif known:
+        names = ", ".join(applied) or f"none, {len(known)} would fit this release"
+        yield Check("patches", "ok", f"applied: {names}")
+
+
+def liveness() -> Iterator[Check]:
     """Load plugins in a fresh process and look where SGLang's calls would go."""
     try:
         report = _probe()
     except (subprocess.SubprocessError, ValueError) as error:
-        yield Check("live", "fail", str(error), "see the error; SGLANG_MOE_EXT=0 switches us off")
+        yield Check("live", "fail", str(error), f"see the error; {env.PREFIX}=0 switches us off")
         return
     for target in overrides.TARGETS:
         is_ours = report["live"][target.path]
         found = "resolves to us" if is_ours else "resolves to SGLang's own"
         remedy = "" if is_ours else "; ".join(report["errors"]) or "see the checks above"
-        name = f"live: {target.name}"
-        yield Check(name, "ok" if is_ours else "fail", found, remedy)
+        yield Check(f"live: {target.name}", "ok" if is_ours else "fail", found, remedy)
+    for path, kind, plugin in report["hooks"]:
+        name = path.rpartition(".")[2]
+        yield Check(f"hook: {name}", "ok", f"plugin {plugin} has a hook of kind {kind} on it, too")
 
 
 def _probe() -> dict[str, Any]:
@@ -178,29 +165,3 @@ def _probe() -> dict[str, Any]:
         raise ValueError(f"loading plugins ended with exit code {process.returncode}: {last[0]}")
     report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return report
-
-
-def _backends() -> Iterator[Check]:
-    """Per device that is here and per model shape: who would serve it, and why not the others."""
-    from sglang_moe_ext.ops import RouterSpec
-    from sglang_moe_ext.ops.choose import explain
-
-    for device in _devices():
-        for model, shape in MODEL_SHAPES.items():
-            spec = RouterSpec(*shape, device_type=device)
-            refused, serving = [], "nothing"
-            for backend, reason in explain(spec):
-                if reason is None:
-                    serving = backend
-                    break
-                refused.append(f"{backend}: {reason}")
-            why = f" ({'; '.join(refused)})" if refused else ""
-            yield Check(f"{device}: {model} {spec}", "ok", f"{serving}{why}")
-
-
-def _devices() -> list[str]:
-    import torch
-
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "xpu": torch.xpu.is_available()}
-    ours = env.DEFAULT_DEVICES if os.environ.get(f"{env.PREFIX}_DEVICES") is None else env.DEVICES
-    return [device for device, is_here in present.items() if is_here and device in ours]
