@@ -49,7 +49,7 @@ from sglang_moe_ext import overrides
 live = {}
 for target in overrides.TARGETS:
     module = importlib.import_module(target.module)
-    live[target.path] = overrides.leads_to_us(getattr(module, target.called_as, None))
+    live[target.path] = overrides.leads_to_us(overrides.lookup(module, target.called_as))
 print(json.dumps({"live": live, "errors": errors}))
 """
 
@@ -165,7 +165,7 @@ def _liveness() -> Iterator[Check]:
         is_ours = report["live"][target.path]
         found = "resolves to us" if is_ours else "resolves to SGLang's own"
         remedy = "" if is_ours else "; ".join(report["errors"]) or "see the checks above"
-        name = f"live: {target.name}"
+        name = f"live: {target.name.rpartition('.')[2]}"
         yield Check(name, "ok" if is_ours else "fail", found, remedy)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sglang_moe_ext import env
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.loading import CheckpointError, make_initializer, mark_gate_parameter
+from sglang_moe_ext.parameters import rounded_away
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 
@@ -173,9 +174,7 @@ def test_a_refused_update_leaves_the_old_values(healthy: Path, bad: Tensor) -> N
     ids=["all zero", "bfloat16 around 0", "float32 at an offset"],
 )
 def test_a_bias_that_lost_nothing_is_no_defect(bias: Tensor) -> None:
-    from sglang_moe_ext.loading import _rounded_away
-
-    assert _rounded_away(nn.Parameter(bias.float())) is None
+    assert rounded_away(bias.float()) is None
 
 
 if __name__ == "__main__":
