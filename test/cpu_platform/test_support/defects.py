@@ -107,7 +107,7 @@ def _corrupt_header(path: Path) -> None:
 
 # The same for what is wrong with files rather than with tensors; inspect names the subject.
 FILE_DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "extra layers": (_add_a_layer, GATE.replace(".1.", ".7.")),
+    "extra layers": (_add_a_layer, EXTRA_BIAS),
     "shard absent": (_lose_a_shard, SHARDS[1]),
     "file truncated": (_truncate, FILE),
     "header corrupt": (_corrupt_header, FILE),
