@@ -78,7 +78,7 @@ def _add_a_layer(path: Path) -> None:
     _save(tensors, path / FILE)
 
 
-def _split(path: Path) -> None:
+def split(path: Path) -> None:
     """Two shards and an index; the second holds the experts of the last layer only."""
     tensors = load_file(path / FILE)
     second = {name for name in tensors if ".layers.2.mlp.experts." in name}
@@ -91,7 +91,7 @@ def _split(path: Path) -> None:
 
 
 def _lose_a_shard(path: Path) -> None:
-    _split(path)
+    split(path)
     (path / SHARDS[1]).unlink()
 
 

@@ -229,7 +229,16 @@ def examine(family: str, folder: Path) -> dict[str, Any]:
         ),
         "still": [torch.equal(b.parameter.flatten(), n) for b, n in zip(biases, new, strict=True)],
         "bypassed": refusal(lambda: make().eval()),
+        "rebalanced": _rebalanced(model),
     }
+
+
+def _rebalanced(model: Any) -> list[str] | None:
+    """Parameters that SGLang moves between ranks when it rebalances experts, if it can."""
+    if not hasattr(model.mlp, "get_moe_weights"):
+        return None
+    moved = {weight.data_ptr() for weight in model.mlp.get_moe_weights()}
+    return [name for name, parameter in model.named_parameters() if parameter.data_ptr() in moved]
 
 
 def _holds(whole: Any, part: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Update the weights of a running server over HTTP, in every way that SGLang offers on a CPU."""
+"""Talk to a running server: where do its tokens go, and update its weights in every way.
+
+What needs a GPU is left out: CUDA IPC and NCCL.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import pickle
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,12 +41,14 @@ def post(server: Server, route: str, body: object = None) -> dict[str, Any]:
     return reply
 
 
-def generate(server: Server, captured: Path) -> Routed:
+def generate(
+    server: Server, captured: Path, input_ids: Sequence[int] = (5, 6, 7, 8), new_tokens: int = 8
+) -> Routed:
     """Per layer of one request: hidden states [T, H] before the gate, sorted ids per token."""
     before = set(captured.glob("*.pt"))
-    sampling = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
-    reply = post(server, "generate", {"input_ids": [5, 6, 7, 8], "sampling_params": sampling})
-    assert len(reply["output_ids"]) == 8
+    sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    body = {"input_ids": list(input_ids), "sampling_params": sampling}
+    assert len(post(server, "generate", body)["output_ids"]) == new_tokens
     calls = [torch.load(path) for path in sorted(set(captured.glob("*.pt")) - before)]
     routed = {}
     for layer in {call["layer_id"] for call in calls}:

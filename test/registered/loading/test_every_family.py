@@ -90,5 +90,13 @@ def test_the_bias_of_a_family(blocks: dict[str, Any], family: str) -> None:
     assert all(block["still"]), "a refused update changed the bias"
 
 
+def test_only_experts_are_rebalanced(blocks: dict[str, Any]) -> None:
+    """A gate or bias among them would be permuted with the experts of this rank."""
+    assert blocks["deepseek_v2"]["rebalanced"]
+    for family, block in blocks.items():
+        for name in block["rebalanced"] or ():
+            assert name.startswith("mlp.experts."), f"{family}: {name}"
+
+
 if __name__ == "__main__":
     run_file(__file__)
