@@ -286,4 +286,6 @@ def _file_of(checkpoint: Path, key: str) -> str:
                 return path.name
         except BrokenFileError:
             continue
+    if len(paths) == 1:
+        return f"not in {paths[0].name}"
     return f"in none of {len(paths)} files" if paths else "no *.safetensors file"

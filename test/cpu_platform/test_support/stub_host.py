@@ -161,7 +161,8 @@ class StubHost:
         self.topk.write_text(TOPK)
         self.deepseek_v2.write_text(DEEPSEEK_V2)
         (loader / "loader.py").write_text(LOADER)
-        (components / "weight_updater.py").write_text(UPDATER)
+        self.weight_updater = components / "weight_updater.py"
+        self.weight_updater.write_text(UPDATER)
         (installed,) = importlib.util.find_spec("sglang").submodule_search_locations  # type: ignore
         shutil.copytree(
             Path(installed) / "srt/plugins",

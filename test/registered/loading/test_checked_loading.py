@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -265,7 +266,9 @@ def test_the_file_of_a_tensor_among_shards(healthy: Path, tmp_path: Path) -> Non
     assert _file_of(path, "another") == "not in model.safetensors.index.json"
     (path / "model.safetensors.index.json").unlink()
     assert _file_of(path, BIAS) == SHARDS[0]
-    assert _file_of(path, key) == "in none of 1 files"
+    assert _file_of(path, key) == f"not in {SHARDS[0]}"
+    shutil.copy(path / SHARDS[0], path / "another.safetensors")
+    assert _file_of(path, key) == "in none of 2 files"
 
 
 @pytest.mark.parametrize(
