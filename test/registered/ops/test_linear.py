@@ -9,14 +9,14 @@ from torch import nn
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.ops.linear import CHUNK_BYTES, FEW_TOKENS, linear_float32
 
-register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 
 # The first two are widened in chunks, the second with a last one that is shorter.
 SHAPES = [(256, 7168), (250, 4097), (16, 128), (1, 64)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("tokens", [0, 1, 7, FEW_TOKENS, FEW_TOKENS + 1, 63])
+@pytest.mark.parametrize("tokens", [0, 1, FEW_TOKENS, FEW_TOKENS + 1])
 @pytest.mark.parametrize(("experts", "hidden"), SHAPES)
 def test_against_float64(experts: int, hidden: int, tokens: int, dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(tokens)
