@@ -251,9 +251,11 @@ def _check(model: nn.Module, checkpoint: Path, stray: _Stray | None = None) -> N
 
 
 def _accept(bias: RoutingParameter, line: str, accepted: str) -> None:
-    if accepted == "zero" and not_finite(bias.parameter):
+    # What was never loaded holds our own marks: there is nothing to take as it is.
+    is_missing = bias.parameter.isnan().all()
+    if is_missing or (accepted == "zero" and not_finite(bias.parameter)):
         bias.parameter.data.zero_()
-        logger.warning("%s; %s_BIAS=zero: filled with zeros", line, env.PREFIX)
+        logger.warning("%s; %s_BIAS=%s: filled with zeros", line, env.PREFIX, accepted)
     else:
         logger.warning("%s; accepted by %s_BIAS=%s", line, env.PREFIX, accepted)
 
@@ -264,7 +266,7 @@ def _refusal(what: str, errors: list[str]) -> CheckpointError:
         f"{what}: {len(errors)} routing tensor(s) are not fit to serve:\n  "
         + "\n  ".join(errors)
         + f"\n{look}{env.PREFIX}_BIAS=zero fills a missing or non-finite bias with zeros, "
-        + "=warn takes it, or a rounded one, as it is; nothing else is accepted"
+        + "=warn only a missing one and takes others as they are; nothing else is accepted"
     )
 
 

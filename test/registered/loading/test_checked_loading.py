@@ -153,6 +153,16 @@ def test_warn_takes_the_bias_as_it_is(
     assert "accepted by SGLANG_MOE_EXT_BIAS=warn" in caplog.text
 
 
+@pytest.mark.parametrize(("name", "at_3"), [("bias missing", 0.0), ("bias inf", torch.inf)])
+def test_warn_never_serves_our_own_marks(
+    healthy: Path, tmp_path: Path, name: str, at_3: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_MOE_EXT_BIAS", "warn")
+    bias = dict(load(make_defective(healthy, tmp_path, name)).named_parameters())[BIAS]
+    assert bias[3] == at_3
+    assert not bias.isnan().any()
+
+
 def test_no_variable_accepts_a_missing_gate(
     healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
