@@ -9,10 +9,8 @@ the loaders that bypass it, and the updates of a running server.
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sglang_moe_ext import env
+from sglang_moe_ext.origin import Stray, file_of
 from sglang_moe_ext.parameters import (
     RoutingParameter,
     is_bias_name,
@@ -34,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 Named = tuple[str, Tensor]
 UPDATE = "the update"
-_GATE = (".gate.weight", ".gate.bias")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 class CheckpointError(ValueError):
@@ -120,6 +117,7 @@ class _CheckedLoading:
         self._load_weights, self._eval = model.load_weights, model.eval
         self._last_good = model_config.model_path
         self._loaded = False
+        self._said: set[str] = set()
         for each in routing_parameters(model):
             each.parameter.data.fill_(torch.nan)
         model.load_weights = functools.wraps(self._load_weights)(
@@ -133,19 +131,19 @@ class _CheckedLoading:
         An update in memory is looked through before a byte is written, so that the old
         weights go on serving. SGLang rolls an update from disk back by itself.
         """
-        stray = _Stray(self._model, self._config)
+        stray = Stray(self._model, self._config)
         try:
             if isinstance(weights, Sequence):
                 _check_before_writing(self._model, weights)
             result = self._load_weights(stray.watch(weights), *args, **kwargs)
             stray.warn()
-            _check(self._model, self._path, stray)
+            self._check(stray)
         except BaseException as error:
             # SGLang rolls a failed update back by loading `model_path` again, which by then
             # names the checkpoint that failed: the second failure would end the server.
             path, self._config.model_path = self._path, self._last_good
             if isinstance(error, _TensorError) and not isinstance(weights, Sequence):
-                line = f"{error.key} ({_file_of(path, error.key)}): {error.problem}"
+                line = f"{error.key} ({file_of(path, error.key)}): {error.problem}"
                 raise _refusal(str(path), [line]) from None
             raise
         self._last_good, self._loaded = self._config.model_path, True
@@ -154,57 +152,18 @@ class _CheckedLoading:
     def _check_and_eval(self) -> Any:
         del self._model.eval
         if not self._loaded:
-            _check(self._model, self._path)
+            self._check()
         return self._eval()
+
+    def _check(self, stray: Stray | None = None) -> None:
+        for line in _accept_or_refuse(self._model, self._path, stray):
+            if line not in self._said:  # a bias that is accepted stays so in every update
+                self._said.add(line)
+                logger.warning(line)
 
     @property
     def _path(self) -> Path:
         return Path(self._config.model_path)
-
-
-class _Stray:
-    """Routing tensors of a checkpoint that the model has no place for."""
-
-    def __init__(self, model: nn.Module, model_config: Any) -> None:
-        self._known = {each.name for each in routing_parameters(model)}
-        config = getattr(model_config, "hf_text_config", None)
-        layers = getattr(config, "num_hidden_layers", None)
-        mtp = getattr(config, "num_nextn_predict_layers", None) or 0
-        self._layers = layers + mtp if isinstance(layers, int) else None
-        self._names: list[str] = []
-
-    def watch(self, weights: Iterable[Named]) -> Iterator[Named]:
-        for name, tensor in weights:
-            if name not in self._known and (is_bias_name(name) or name.endswith(_GATE)):
-                self._names.append(name)
-            yield name, tensor
-
-    def beside(self, name: str) -> str:
-        """What of `name`'s layer came under a name that the model does not know."""
-        layer = _layer(name)
-        found = [
-            other
-            for other in self._names
-            if layer is not None and _layer(other) == layer and not other.endswith(".weight")
-        ]
-        return f"; the checkpoint has {', '.join(found)}, which SGLang does not load" * bool(found)
-
-    def warn(self) -> None:
-        """Layers beyond the last one are harmless, or a sign of the wrong config.json."""
-        for name in self._names:
-            layer = _layer(name)
-            if self._layers is not None and layer is not None and layer >= self._layers:
-                logger.warning(
-                    "%s is not loaded: config.json announces %d layers; "
-                    "is it the right one for this checkpoint?",
-                    name,
-                    self._layers,
-                )
-
-
-def _layer(name: str) -> int | None:
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
 
 
 def _check_before_writing(model: nn.Module, named_tensors: Sequence[Named]) -> None:
@@ -227,10 +186,10 @@ def _check_before_writing(model: nn.Module, named_tensors: Sequence[Named]) -> N
         raise _refusal(UPDATE, errors)
 
 
-def _check(model: nn.Module, checkpoint: Path, stray: _Stray | None = None) -> None:
-    """Raise CheckpointError for all that is wrong, or do as SGLANG_MOE_EXT_BIAS says."""
+def _accept_or_refuse(model: nn.Module, checkpoint: Path, stray: Stray | None) -> list[str]:
+    """What is wrong and was accepted by SGLANG_MOE_EXT_BIAS; CheckpointError for the rest."""
     accepted = env.settings().bias
-    errors = []
+    errors, warnings = [], []
     for each in routing_parameters(model):
         problem = value_problem(each.parameter, each.is_bias)
         if not problem:
@@ -240,24 +199,24 @@ def _check(model: nn.Module, checkpoint: Path, stray: _Stray | None = None) -> N
                 f"no value was loaded, expected {list(each.parameter.shape)} finite numbers"
                 + (stray.beside(each.name) if stray and each.is_bias else "")
             )
-        line = f"{each.name} ({_file_of(checkpoint, each.name)}): {problem}"
+        line = f"{each.name} ({file_of(checkpoint, each.name)}): {problem}"
         if not each.is_bias or accepted == "error":
             errors.append(line)
         else:
-            _accept(each, line, accepted)
+            warnings.append(f"{line}; {_accept(each, accepted)}")
     if errors:
         raise _refusal(str(checkpoint), errors)
     renew(model)
+    return warnings
 
 
-def _accept(bias: RoutingParameter, line: str, accepted: str) -> None:
+def _accept(bias: RoutingParameter, accepted: str) -> str:
     # What was never loaded holds our own marks: there is nothing to take as it is.
     is_missing = bias.parameter.isnan().all()
     if is_missing or (accepted == "zero" and not_finite(bias.parameter)):
         bias.parameter.data.zero_()
-        logger.warning("%s; %s_BIAS=%s: filled with zeros", line, env.PREFIX, accepted)
-    else:
-        logger.warning("%s; accepted by %s_BIAS=%s", line, env.PREFIX, accepted)
+        return f"{env.PREFIX}_BIAS={accepted}: filled with zeros"
+    return f"accepted by {env.PREFIX}_BIAS={accepted}"
 
 
 def _refusal(what: str, errors: list[str]) -> CheckpointError:
@@ -268,26 +227,3 @@ def _refusal(what: str, errors: list[str]) -> CheckpointError:
         + f"\n{look}{env.PREFIX}_BIAS=zero fills a missing or non-finite bias with zeros, "
         + "=warn only a missing one and takes others as they are; nothing else is accepted"
     )
-
-
-def _file_of(checkpoint: Path, key: str) -> str:
-    """The file that holds a key, or that none does."""
-    from sglang_moe_ext.checkpoint.tensors import BrokenFileError, read_header
-
-    index = checkpoint / "model.safetensors.index.json"
-    if index.is_file():
-        files = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        if key not in files:
-            return f"not in {index.name}"
-        file = str(files[key])
-        return file + ", which is absent" * (not (checkpoint / file).is_file())
-    paths = sorted(checkpoint.glob("*.safetensors"))
-    for path in paths:
-        try:
-            if key in read_header(path).entries:
-                return path.name
-        except BrokenFileError:
-            continue
-    if len(paths) == 1:
-        return f"not in {paths[0].name}"
-    return f"in none of {len(paths)} files" if paths else "no *.safetensors file"

@@ -21,12 +21,12 @@ from sglang_moe_ext import env
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.loading import (
     CheckpointError,
-    _file_of,
     make_direct_loader,
     make_initializer,
     make_tensor_updater,
     mark_gate_parameter,
 )
+from sglang_moe_ext.origin import file_of
 from sglang_moe_ext.parameters import rounded_away
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
@@ -153,6 +153,20 @@ def test_warn_takes_the_bias_as_it_is(
     assert "accepted by SGLANG_MOE_EXT_BIAS=warn" in caplog.text
 
 
+def test_what_was_accepted_is_said_once(
+    healthy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("SGLANG_MOE_EXT_BIAS", "warn")
+    with caplog.at_level(logging.WARNING):
+        model = load(make_defective(healthy, tmp_path, "bias merged by bfloat16"))
+        for _ in range(3):
+            model.load_weights([(GATE, torch.ones(EXPERTS, 128))])
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(("name", "at_3"), [("bias missing", 0.0), ("bias inf", torch.inf)])
 def test_warn_never_serves_our_own_marks(
     healthy: Path, tmp_path: Path, name: str, at_3: float, monkeypatch: pytest.MonkeyPatch
@@ -271,14 +285,14 @@ def test_the_file_of_a_tensor_among_shards(healthy: Path, tmp_path: Path) -> Non
     """With and without an index, and where the index names a file that is absent."""
     path = make_defective(healthy, tmp_path, "shard absent")
     key = "model.layers.2.mlp.experts.0.up_proj.weight"
-    assert _file_of(path, BIAS) == SHARDS[0]
-    assert _file_of(path, key) == f"{SHARDS[1]}, which is absent"
-    assert _file_of(path, "another") == "not in model.safetensors.index.json"
+    assert file_of(path, BIAS) == SHARDS[0]
+    assert file_of(path, key) == f"{SHARDS[1]}, which is absent"
+    assert file_of(path, "another") == "not in model.safetensors.index.json"
     (path / "model.safetensors.index.json").unlink()
-    assert _file_of(path, BIAS) == SHARDS[0]
-    assert _file_of(path, key) == f"not in {SHARDS[0]}"
+    assert file_of(path, BIAS) == SHARDS[0]
+    assert file_of(path, key) == f"not in {SHARDS[0]}"
     shutil.copy(path / SHARDS[0], path / "another.safetensors")
-    assert _file_of(path, key) == "in none of 2 files"
+    assert file_of(path, key) == "in none of 2 files"
 
 
 @pytest.mark.parametrize(

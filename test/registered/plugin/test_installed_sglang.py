@@ -155,7 +155,7 @@ def test_what_loading_costs(process: str) -> None:
 # What must not be needed to import anything but the operation, its shims and the tools that
 # say what they need.
 HEAVY = ("torch", "sglang", "triton", "numba", "sgl_kernel", "numpy", "safetensors")
-NEEDS_MORE = re.compile(r"sglang_moe_ext\.(ops|router|gate|loading|parameters|checkpoint)\b")
+NEEDS_MORE = re.compile(r"sglang_moe_ext\.(ops|router|gate|loading|origin|parameters|checkpoint)\b")
 
 
 def test_the_package_imports_without_torch_and_sglang() -> None:
