@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import os
@@ -37,24 +38,27 @@ def parameters_made(tree: ast.AST) -> Iterator[str]:
             yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
 
 
+@functools.cache
+def made_by_models() -> dict[str, set[str]]:
+    """Parameter name -> the modules below sglang.srt.models that make one."""
+    made: dict[str, set[str]] = {}
+    for file in MODELS.rglob("*.py"):
+        module = ".".join(file.relative_to(MODELS).with_suffix("").parts)
+        for name in parameters_made(ast.parse(file.read_text(encoding="utf-8"))):
+            made.setdefault(name, set()).add(module)
+    return made
+
+
 def test_no_model_has_a_bias_of_another_name() -> None:
     """By its name in the sources; what a TopK holds under another name is found in the model."""
-    found: dict[str, set[str]] = {}
-    for file in MODELS.rglob("*.py"):
-        for name in parameters_made(ast.parse(file.read_text(encoding="utf-8"))):
-            if BIAS.search(name):
-                found.setdefault(name, set()).add(str(file.relative_to(MODELS)))
+    found = {name: modules for name, modules in made_by_models().items() if BIAS.search(name)}
     assert len(found.get("e_score_correction_bias", ())) > 10, "the sources are not read rightly"
     assert {name: files for name, files in found.items() if name not in BIAS_NAMES} == {}
 
 
 def test_every_model_with_a_bias_is_built_here() -> None:
     """Subclasses and models that build another's block are not: they make no parameter."""
-    making = {
-        ".".join(file.relative_to(MODELS).with_suffix("").parts)
-        for file in MODELS.rglob("*.py")
-        if set(parameters_made(ast.parse(file.read_text("utf-8")))) & set(BIAS_NAMES)
-    }
+    making = set().union(*(made_by_models().get(name, set()) for name in BIAS_NAMES))
     assert making - set(BLOCKS) == set()
 
 
