@@ -29,7 +29,7 @@ def exists(module: str) -> bool:
     """Has the SGLang beside us this module? Says nothing of what is in it."""
     try:
         return bool(_source(module))
-    except LookupError:
+    except (LookupError, ImportError):
         return False
 
 
