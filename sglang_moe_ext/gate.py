@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sglang_moe_ext import env, ledger
 from sglang_moe_ext.ledger import Decision
 from sglang_moe_ext.loading import mark_gate_parameter
+from sglang_moe_ext.ops.linear import linear_float32
 
 
 def make_gate(host_gate: type[nn.Module], confirm: Callable[[], None]) -> type[nn.Module]:
@@ -53,8 +53,7 @@ def make_gate(host_gate: type[nn.Module], confirm: Callable[[], None]) -> type[n
             if left_to_host:
                 logits: Tensor = super().forward(hidden_states, *args, **kwargs)
                 return logits
-            # Products of 16-bit values are exact in float32; only the sum rounds.
-            return functional.linear(hidden_states.float(), self.weight.float())
+            return linear_float32(hidden_states, self.weight)
 
         def _why_left_to_host(self, hidden_states: Tensor) -> str | None:
             if keeps_model_dtype:

@@ -12,7 +12,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ def release() -> str | None:
         return importlib.metadata.version("sglang")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def exists(module: str) -> bool:
+    """Has the SGLang beside us this module? Says nothing of what is in it."""
+    try:
+        return bool(_source(module))
+    except (LookupError, ImportError):
+        return False
 
 
 def parameters(module: str, qualname: str) -> tuple[str, ...]:
@@ -86,7 +94,7 @@ def _hook_registry() -> Any:
 
 def _definition(module: str, qualname: str) -> ast.stmt:
     outer, _, inner = qualname.partition(".")
-    scope: Any = ast.parse(_block(module, outer)).body[0]
+    scope: Any = _parsed(module, outer)
     for part in inner.split(".") if inner else ():
         named = [
             node
@@ -97,6 +105,11 @@ def _definition(module: str, qualname: str) -> ast.stmt:
             raise LookupError(f"{module}.{qualname} does not exist")
         scope = named[-1]
     return scope  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=2)  # what is looked at twice is looked at in a row
+def _parsed(module: str, name: str) -> ast.stmt:
+    return ast.parse(_block(module, name)).body[0]
 
 
 def _block(module: str, name: str) -> str:

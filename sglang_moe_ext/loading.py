@@ -2,15 +2,15 @@
 
 A model's routing parameters are filled with NaN when it is built, so after the load whatever
 still is not finite was never received or is broken in the checkpoint. This covers every
-model family by the names of its parameters, without replacing its gate.
+model family by its parameters, without replacing its gate, and every way in: `load_weights`,
+the loaders that bypass it, and the updates of a running server.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,33 @@ import torch
 from torch import Tensor, nn
 
 from sglang_moe_ext import env
+from sglang_moe_ext.origin import Stray, file_of
+from sglang_moe_ext.parameters import (
+    RoutingParameter,
+    is_bias_name,
+    not_finite,
+    renew,
+    routing_parameters,
+    unstorable,
+    value_problem,
+)
 
 logger = logging.getLogger(__name__)
 
-BIAS_NAMES = ("e_score_correction_bias", "e_score_correction_bias_vl", "expert_bias")
-# bfloat16 leaves a trained bias of 256 experts at an offset of 7 about 10 distinct values.
-FEWEST_DISTINCT_SHARE = 0.25
+Named = tuple[str, Tensor]
+UPDATE = "the update"
 
 
 class CheckpointError(ValueError):
-    """The checkpoint's routing tensors are not what the model needs."""
+    """The routing tensors of a checkpoint or an update are not what the model needs."""
+
+
+class _TensorError(CheckpointError):
+    """One tensor is refused before it is written; `key` as the checkpoint has it."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key, self.problem = key, problem
 
 
 def make_initializer(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -36,39 +53,39 @@ def make_initializer(original: Callable[..., nn.Module]) -> Callable[..., nn.Mod
     @functools.wraps(original)
     def initialize(model_config: Any, *args: Any, **kwargs: Any) -> nn.Module:
         model = original(model_config, *args, **kwargs)
-        if any(True for _ in _routing_parameters(model)):
-            _check_loading(model, model_config)
+        if any(True for _ in routing_parameters(model)):
+            _CheckedLoading(model, model_config)
         return model
 
     return initialize
 
 
-def _check_loading(model: Any, model_config: Any) -> None:
-    """Mark the routing parameters as not received, and check them after `load_weights`.
+def make_direct_loader(original: Callable[..., None]) -> Callable[..., None]:
+    """A replacement for `_model_load_weights_direct`, which writes into parameters by name."""
 
-    `load_weights` of this model then raises CheckpointError, naming every parameter that is
-    wrong, unless SGLANG_MOE_EXT_BIAS accepts it. Online updates come the same way.
+    @functools.wraps(original)
+    def load_direct(model: nn.Module, named_tensors: Sequence[Named]) -> None:
+        _check_before_writing(model, named_tensors)
+        original(model, named_tensors)
+        renew(model)
+
+    return load_direct
+
+
+def make_tensor_updater(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A replacement for `update_weights_from_tensor`: a refusal is an answer.
+
+    SGLang lets an exception of this kind of update end the scheduler, and so the server.
     """
-    for _, parameter in _routing_parameters(model):
-        parameter.data.fill_(torch.nan)
-    load_weights = model.load_weights
-    last_good = model_config.model_path
 
-    @functools.wraps(load_weights)
-    def load_and_check(*args: Any, **kwargs: Any) -> Any:
-        nonlocal last_good
+    @functools.wraps(original)
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            result = load_weights(*args, **kwargs)
-            _check(model, Path(model_config.model_path))
-        except BaseException:
-            # SGLang rolls a failed update back by loading `model_path` again, which by then
-            # names the checkpoint that failed: the second failure would end the server.
-            model_config.model_path = last_good
-            raise
-        last_good = model_config.model_path
-        return result
+            return original(self, *args, **kwargs)
+        except CheckpointError as error:
+            return False, str(error)
 
-    model.load_weights = load_and_check
+    return update
 
 
 def mark_gate_parameter(gate_parameter: nn.Parameter, key: str) -> None:
@@ -78,21 +95,9 @@ def mark_gate_parameter(gate_parameter: nn.Parameter, key: str) -> None:
     """
 
     def load(parameter: nn.Parameter, loaded: Tensor) -> None:
-        problem = None
-        if loaded.shape != parameter.shape:
-            problem = (
-                f"has shape {list(loaded.shape)}, expected {list(parameter.shape)}; "
-                f"is config.json the right one for this checkpoint?"
-            )
-        elif loaded.dtype.itemsize == 1:
-            problem = (
-                f"is stored as {_name(loaded.dtype)}, which means nothing without its scale, "
-                f"expected a 16- or 32-bit type: leave gates out of the quantisation"
-            )
-        elif not loaded.is_floating_point():
-            problem = f"is stored as {_name(loaded.dtype)}, expected a floating-point type"
+        problem = unstorable(loaded, parameter.shape)
         if problem:
-            raise CheckpointError(f"{key} {problem}")
+            raise _TensorError(key, problem)
         parameter.data.copy_(loaded)
 
     # SGLang's model loaders honour this attribute of a parameter.
@@ -100,79 +105,125 @@ def mark_gate_parameter(gate_parameter: nn.Parameter, key: str) -> None:
     gate_parameter.moe_ext_gate = True  # type: ignore[attr-defined]
 
 
-def _routing_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Correction biases of any family, and everything in our own gates."""
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] in BIAS_NAMES or hasattr(parameter, "moe_ext_gate"):
-            yield name, parameter
+class _CheckedLoading:
+    """Takes the place of a model's `load_weights` and `eval`.
+
+    Every loader of SGLang's ends with `eval()`, also those that do without `load_weights`:
+    sharded state, dummy weights, remote instances.
+    """
+
+    def __init__(self, model: Any, model_config: Any) -> None:
+        self._model, self._config = model, model_config
+        self._load_weights, self._eval = model.load_weights, model.eval
+        self._last_good = model_config.model_path
+        self._loaded = False
+        self._said: set[str] = set()
+        for each in routing_parameters(model):
+            each.parameter.data.fill_(torch.nan)
+        model.load_weights = functools.wraps(self._load_weights)(
+            lambda weights, *args, **kwargs: self._load(weights, *args, **kwargs)
+        )
+        model.eval = self._check_and_eval
+
+    def _load(self, weights: Iterable[Named], *args: Any, **kwargs: Any) -> Any:
+        """As the model's own; raises CheckpointError naming everything that is wrong.
+
+        An update in memory is looked through before a byte is written, so that the old
+        weights go on serving. SGLang rolls an update from disk back by itself.
+        """
+        stray = Stray(self._model, self._config)
+        try:
+            if isinstance(weights, Sequence):
+                _check_before_writing(self._model, weights)
+            result = self._load_weights(stray.watch(weights), *args, **kwargs)
+            stray.warn()
+            self._check(stray)
+        except BaseException as error:
+            # SGLang rolls a failed update back by loading `model_path` again, which by then
+            # names the checkpoint that failed: the second failure would end the server.
+            path, self._config.model_path = self._path, self._last_good
+            if isinstance(error, _TensorError) and not isinstance(weights, Sequence):
+                line = f"{error.key} ({file_of(path, error.key)}): {error.problem}"
+                raise _refusal(str(path), [line]) from None
+            raise
+        self._last_good, self._loaded = self._config.model_path, True
+        return result
+
+    def _check_and_eval(self) -> Any:
+        del self._model.eval
+        if not self._loaded:
+            self._check()
+        return self._eval()
+
+    def _check(self, stray: Stray | None = None) -> None:
+        for line in _accept_or_refuse(self._model, self._path, stray):
+            if line not in self._said:  # a bias that is accepted stays so in every update
+                self._said.add(line)
+                logger.warning(line)
+
+    @property
+    def _path(self) -> Path:
+        return Path(self._config.model_path)
 
 
-def _check(model: nn.Module, checkpoint: Path) -> None:
-    """Raise CheckpointError for all that is wrong, or do as SGLANG_MOE_EXT_BIAS says."""
+def _check_before_writing(model: nn.Module, named_tensors: Sequence[Named]) -> None:
+    """Raise CheckpointError if an update in memory holds a routing tensor that is not fit."""
+    known = {each.name: each for each in routing_parameters(model)}
     accepted = env.settings().bias
     errors = []
-    for name, parameter in _routing_parameters(model):
-        is_bias = name.rpartition(".")[2] in BIAS_NAMES
-        broken = _broken(parameter)
-        problem = broken or (is_bias and _rounded_away(parameter))
+    for name, tensor in named_tensors:
+        target = known.get(name)
+        if target is None and not is_bias_name(name):
+            continue
+        # Of a family that renames its bias only the values can be judged here.
+        problem = unstorable(tensor, tensor.shape if target is None else target.parameter.shape)
+        is_bias = target is None or target.is_bias
+        if problem is None and (accepted == "error" or not is_bias):
+            problem = value_problem(tensor, is_bias)
+        if problem:
+            errors.append(f"{name}: {problem}")
+    if errors:
+        raise _refusal(UPDATE, errors)
+
+
+def _accept_or_refuse(model: nn.Module, checkpoint: Path, stray: Stray | None) -> list[str]:
+    """What is wrong and was accepted by SGLANG_MOE_EXT_BIAS; CheckpointError for the rest."""
+    accepted = env.settings().bias
+    errors, warnings = [], []
+    for each in routing_parameters(model):
+        problem = value_problem(each.parameter, each.is_bias)
         if not problem:
             continue
-        line = f"{name} ({_where(checkpoint, name)}): {problem}"
-        if not is_bias or accepted == "error":
+        if each.parameter.isnan().all():
+            problem = (
+                f"no value was loaded, expected {list(each.parameter.shape)} finite numbers"
+                + (stray.beside(each.name) if stray and each.is_bias else "")
+            )
+        line = f"{each.name} ({file_of(checkpoint, each.name)}): {problem}"
+        if not each.is_bias or accepted == "error":
             errors.append(line)
-        elif broken and accepted == "zero":
-            parameter.data.zero_()
-            logger.warning("%s; %s_BIAS=zero: filled with zeros", line, env.PREFIX)
         else:
-            logger.warning("%s; accepted by %s_BIAS=%s", line, env.PREFIX, accepted)
+            warnings.append(f"{line}; {_accept(each, accepted)}")
     if errors:
-        raise CheckpointError(
-            f"{checkpoint}: {len(errors)} routing tensor(s) are not fit to serve:\n  "
-            + "\n  ".join(errors)
-            + f"\n`python -m sglang_moe_ext inspect {checkpoint}` tells more; "
-            + f"{env.PREFIX}_BIAS=zero fills a missing or non-finite bias with zeros, "
-            + "=warn takes it as it is"
-        )
+        raise _refusal(str(checkpoint), errors)
+    renew(model)
+    return warnings
 
 
-def _broken(parameter: nn.Parameter) -> str | None:
-    finite = parameter.isfinite()
-    if finite.all():
-        return None
-    if parameter.isnan().all():
-        return f"no value was loaded, expected {list(parameter.shape)} finite numbers"
-    bad = int((~finite).sum())
-    first = int((~finite).flatten().nonzero()[0])
-    return (
-        f"{bad} of {parameter.numel()} values are not finite, the first is "
-        f"{parameter.flatten()[first].item()} at {first}, expected finite numbers"
+def _accept(bias: RoutingParameter, accepted: str) -> str:
+    # What was never loaded holds our own marks: there is nothing to take as it is.
+    is_missing = bias.parameter.isnan().all()
+    if is_missing or (accepted == "zero" and not_finite(bias.parameter)):
+        bias.parameter.data.zero_()
+        return f"{env.PREFIX}_BIAS={accepted}: filled with zeros"
+    return f"accepted by {env.PREFIX}_BIAS={accepted}"
+
+
+def _refusal(what: str, errors: list[str]) -> CheckpointError:
+    look = f"`python -m sglang_moe_ext inspect {what}` tells more; " * (what != UPDATE)
+    return CheckpointError(
+        f"{what}: {len(errors)} routing tensor(s) are not fit to serve:\n  "
+        + "\n  ".join(errors)
+        + f"\n{look}{env.PREFIX}_BIAS=zero fills a missing or non-finite bias with zeros, "
+        + "=warn only a missing one and takes others as they are; nothing else is accepted"
     )
-
-
-def _rounded_away(bias: nn.Parameter) -> str | None:
-    """A bias whose values were merged by a 16-bit type on the way into the checkpoint."""
-    values = bias.detach().float().flatten().cpu()
-    distinct = len(set(values.tolist()))
-    if distinct == 1 or distinct >= FEWEST_DISTINCT_SHARE * values.numel():
-        return None
-    if not torch.equal(values, values.bfloat16().float()):
-        return None
-    return (
-        f"only {distinct} distinct values for {values.numel()} experts, all of them bfloat16 "
-        f"numbers between {values.min():g} and {values.max():g}: rounding has merged experts' "
-        f"biases, expected the float32 original"
-    )
-
-
-def _where(checkpoint: Path, key: str) -> str:
-    """The file that holds a key, or that none does."""
-    index = checkpoint / "model.safetensors.index.json"
-    if index.is_file():
-        files = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        return str(files.get(key, "in no file of the index"))
-    (only, *more) = sorted(path.name for path in checkpoint.glob("*.safetensors")) or ["no file"]
-    return only if not more else f"one of {1 + len(more)} files without an index"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -23,15 +24,21 @@ ORIGINAL = "__sglang_moe_ext_original__"
 TOPK = "sglang.srt.layers.moe.topk"
 DEEPSEEK_V2 = "sglang.srt.models.deepseek_v2"
 LOADER = "sglang.srt.model_loader.loader"
+# Where online updates are written: 0.5.16 ... 0.5.23, and before.
+UPDATER, UPDATER_CLASS = (
+    ("sglang.srt.model_executor.model_runner_components.weight_updater", "WeightUpdater")
+    if host.exists("sglang.srt.model_executor.model_runner_components.weight_updater")
+    else ("sglang.srt.model_executor.model_runner", "ModelRunner")
+)
 
 
 @dataclass(frozen=True)
 class Target:
     """One thing that is replaced.
 
-    name: the definition in `module`.
+    name: the definition in `module`, "Class.method" for a method.
     caller, called_as: who calls it, and by which name; replacing another name would
-        report success and change nothing.
+        report success and change nothing. A method is reached through its class: no caller.
     parameters: per method ("" for the definition itself) the parameter lists we know.
     replacement: makes ours from the original, when the module has been imported.
     reason, remove_when: why the row exists and what would make it unnecessary.
@@ -39,7 +46,7 @@ class Target:
 
     module: str
     name: str
-    caller: str
+    caller: str | None
     called_as: str
     parameters: MappingProxyType[str, tuple[tuple[str, ...], ...]]
     replacement: Callable[[Any], Any]
@@ -70,6 +77,18 @@ def _initializer(original: Any) -> Any:
     from sglang_moe_ext.loading import make_initializer
 
     return make_initializer(original)
+
+
+def _direct_loader(original: Any) -> Any:
+    from sglang_moe_ext.loading import make_direct_loader
+
+    return make_direct_loader(original)
+
+
+def _tensor_updater(original: Any) -> Any:
+    from sglang_moe_ext.loading import make_tensor_updater
+
+    return make_tensor_updater(original)
 
 
 TARGETS = (
@@ -105,6 +124,26 @@ TARGETS = (
         reason="a gate or bias that is missing, broken or rounded away loads without a word",
         remove_when="SGLang checks that every routing parameter was loaded and is finite",
     ),
+    Target(
+        UPDATER,
+        "_model_load_weights_direct",
+        caller=UPDATER_CLASS,
+        called_as="_model_load_weights_direct",
+        parameters=MappingProxyType({"": signatures.DIRECT_LOADERS}),
+        replacement=_direct_loader,
+        reason="an update with load_format=direct goes past the model's load_weights",
+        remove_when="SGLang checks that every routing parameter was loaded and is finite",
+    ),
+    Target(
+        UPDATER,
+        f"{UPDATER_CLASS}.update_weights_from_tensor",
+        caller=None,
+        called_as=f"{UPDATER_CLASS}.update_weights_from_tensor",
+        parameters=MappingProxyType({"": signatures.TENSOR_UPDATERS}),
+        replacement=_tensor_updater,
+        reason="what is refused while tensors are updated would end the server",
+        remove_when="SGLang answers a failed update_weights_from_tensor instead of raising",
+    ),
 )
 
 
@@ -113,7 +152,9 @@ def problems() -> list[str]:
     found = []
     for target in TARGETS:
         try:
-            if not host.calls_by_name(target.module, target.caller, target.called_as):
+            if target.caller and not host.calls_by_name(
+                target.module, target.caller, target.called_as
+            ):
                 found.append(
                     f"{target.module}.{target.caller} does not call {target.called_as}, "
                     f"expected a call that replacing {target.name} would reach"
@@ -136,21 +177,26 @@ class Installed:
     """The replacements in place in this process, and the way back."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[ModuleType, str, Any, Any]] = []
+        self._undo: list[tuple[Any, str, Any, Any]] = []
         self._refused = False
         self._confirmed = False
 
     def install(self, target: Target) -> None:
         """Replace `target` everywhere it is bound; nothing if it is ours already."""
         module = sys.modules[target.module]
-        original = getattr(module, target.name)
+        original = attrgetter(target.name)(module)
         if self._refused or hasattr(original, ORIGINAL):
             return
         replacement = target.replacement(original)
         setattr(replacement, ORIGINAL, original)
+        owner, _, _ = target.name.rpartition(".")
         # The alias that callers use is a second name in the same module; other modules may
         # have imported the original before us.
-        for holder in [m for m in sys.modules.values() if isinstance(m, ModuleType)]:
+        for holder in (
+            [attrgetter(owner)(module)]
+            if owner
+            else [m for m in sys.modules.values() if isinstance(m, ModuleType)]
+        ):
             for name, value in list(vars(holder).items()):
                 if value is original:
                     setattr(holder, name, replacement)
@@ -204,7 +250,7 @@ class Installed:
             if kind == "replace"
         ]
         for target in imported:
-            called = getattr(sys.modules[target.module], target.called_as, None)
+            called = lookup(sys.modules[target.module], target.called_as)
             if not leads_to_us(called):
                 found.append(
                     f"{target.module}.{target.called_as} is {called!r}, expected our replacement"
@@ -213,6 +259,14 @@ class Installed:
 
 
 INSTALLED = Installed()
+
+
+def lookup(module: object, name: str) -> Any:
+    """What a dotted name of `module` means now, None if nothing."""
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        return None
 
 
 def leads_to_us(function: Any) -> bool:

@@ -58,3 +58,6 @@ MODEL_INITIALIZERS = (
     # 0.5.2
     _names("model_config load_config"),
 )
+
+DIRECT_LOADERS = (_names("model named_tensors"),)
+TENSOR_UPDATERS = (_names("self named_tensors load_format"),)

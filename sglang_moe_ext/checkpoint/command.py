@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sglang_moe_ext import limits
+
 if TYPE_CHECKING:
     from sglang_moe_ext.checkpoint.routing import Routing
 
@@ -64,27 +66,27 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def serving_backends(routing: Routing) -> dict[str, str]:
-    """Per device, the backend that would serve this routing and why not the faster ones."""
+    """Per device, the backend that takes this shape and why not the faster ones.
+
+    Nothing is imported for it, torch least of all: it would take more memory than inspecting.
+    """
     if not routing.reaches_router:
         return {"any": f"SGLang itself, whose {routing.kind} routing this model uses"}
-    if importlib.util.find_spec("torch") is None:
-        return dict.fromkeys(DEVICES, "unknown (torch is not installed)")
-    from sglang_moe_ext.ops.choose import explain
-    from sglang_moe_ext.ops.spec import RouterSpec
-
     answers = {}
     for device in DEVICES:
-        spec = RouterSpec(
-            num_experts=routing.num_experts,
-            topk=routing.topk,
-            num_expert_group=routing.num_expert_group,
-            topk_group=routing.topk_group,
-            renormalize=routing.renormalize,
-            routed_scaling_factor=routing.routed_scaling_factor,
-            device_type=device,
-        )
-        candidates = explain(spec)
-        serving = next(name for name, refusal in candidates if refusal is None)
-        passed = [f"not {name}: {why}" for name, why in candidates if why is not None]
-        answers[device] = "; ".join([serving, *passed])
+        candidates = limits.PREFERENCE[device] + limits.PORTABLE
+        refusals = {name: limits.refusal(name, routing) for name in candidates}
+        serving = next(name for name in candidates if refusals[name] is None)
+        passed = [f"not {name}: {why}" for name, why in refusals.items() if why]
+        answers[device] = "; ".join([serving + _needs(serving, routing), *passed])
     return answers
+
+
+def _needs(backend: str, routing: Routing) -> str:
+    library = limits.LIBRARIES.get(backend)
+    if library is None:
+        return ""
+    taking = [rule.operation for rule in limits.XPU_RULES if rule.refusal(routing) is None]
+    what = f"{library}'s {' or '.join(taking)}" if backend == "xpu" else library
+    absent = importlib.util.find_spec(library) is None
+    return f", with {what}" + ", which is not installed here" * absent

@@ -50,6 +50,11 @@ class Routing:
         return f"{self.scoring} + bias" if self.has_bias else self.scoring
 
     @property
+    def topk_routed(self) -> int:
+        """As limits.py calls it: a checkpoint knows nothing of fused shared slots."""
+        return self.topk
+
+    @property
     def bias_shape(self) -> tuple[int, ...]:
         rows = self.family.bias_rows
         return (self.num_experts,) if rows is None else (rows, self.num_experts)

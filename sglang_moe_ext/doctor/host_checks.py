@@ -35,7 +35,7 @@ from sglang_moe_ext import host, overrides
 live, names = {}, set()
 for target in overrides.TARGETS:
     module = importlib.import_module(target.module)
-    live[target.path] = overrides.leads_to_us(getattr(module, target.called_as, None))
+    live[target.path] = overrides.leads_to_us(overrides.lookup(module, target.called_as))
     names |= {target.path, f"{target.module}.{target.called_as}"}
 print(json.dumps({"live": live, "errors": errors, "hooks": list(host.foreign_hooks(names))}))
 """
@@ -150,7 +150,8 @@ def liveness() -> Iterator[Check]:
         is_ours = report["live"][target.path]
         found = "resolves to us" if is_ours else "resolves to SGLang's own"
         remedy = "" if is_ours else "; ".join(report["errors"]) or "see the checks above"
-        yield Check(f"live: {target.name}", "ok" if is_ours else "fail", found, remedy)
+        name = f"live: {target.name.rpartition('.')[2]}"
+        yield Check(name, "ok" if is_ours else "fail", found, remedy)
     for path, kind, plugin in report["hooks"]:
         name = path.rpartition(".")[2]
         yield Check(f"hook: {name}", "ok", f"plugin {plugin} has a hook of kind {kind} on it, too")

@@ -8,6 +8,7 @@ import torch
 
 from sglang_moe_ext import env
 from sglang_moe_ext.doctor.check import Check
+from sglang_moe_ext.limits import PORTABLE
 from sglang_moe_ext.ops import RouterSpec, choose, xpu_kernels
 from sglang_moe_ext.ops.choose import BackendError
 
@@ -87,6 +88,6 @@ def _backend(device: str, spec: RouterSpec) -> Check:
     reserve = () if plan.forced else candidates[candidates.index(backend) + 1 :]
     in_reserve = [f"in reserve {', '.join(reserve)}"] if reserve else []
     found = "; ".join((decision.detail, *passed_over, *in_reserve))
-    is_slow = backend in choose.PORTABLE and candidates[0] not in choose.PORTABLE
+    is_slow = backend in PORTABLE and candidates[0] not in PORTABLE
     status, remedy = ("warn", REMEDIES[spec.device_type]) if is_slow else ("ok", "")
     return Check(f"{device}: {backend}", status, found, remedy)

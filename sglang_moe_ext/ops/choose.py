@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sglang_moe_ext import env, ledger
 from sglang_moe_ext.ledger import Decision
+from sglang_moe_ext.limits import PORTABLE, PREFERENCE
 from sglang_moe_ext.ops import selfcheck
 from sglang_moe_ext.ops.backend import Backend, Prepared, Run
 from sglang_moe_ext.ops.spec import RouterSpec
@@ -30,11 +31,6 @@ MODULES = MappingProxyType(
         "xpu": "sglang_moe_ext.ops.xpu_router",
     }
 )
-# Per device type, fastest first; PORTABLE ends every list.
-PREFERENCE = MappingProxyType(
-    {"cpu": ("cpu",), "cuda": ("triton",), "xpu": ("xpu", "triton")},
-)
-PORTABLE = ("torch", "reference")
 
 
 class BackendError(RuntimeError):

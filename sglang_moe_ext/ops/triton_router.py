@@ -10,12 +10,12 @@ import torch
 import triton
 from torch import Tensor
 
+from sglang_moe_ext import limits
 from sglang_moe_ext.ops.backend import Prepared
 from sglang_moe_ext.ops.spec import RouterSpec
 from sglang_moe_ext.ops.triton_kernels import route
 from sglang_moe_ext.ops.triton_select import LANES
 
-MAX_EXPERTS, MAX_TOPK, MAX_GROUPS = 1024, LANES, 32
 CHUNK = 4 * LANES  # experts, the least that a row is padded to
 
 
@@ -52,14 +52,7 @@ def supports(spec: RouterSpec) -> str | None:
         return f"no Triton for {spec.device_type} tensors"
     if kind == "xpu" and not _has_xpu_driver():
         return "this Triton has no driver for XPU"
-    for name, found, limit in (
-        ("experts", spec.num_experts, MAX_EXPERTS),
-        ("columns", spec.topk, MAX_TOPK),
-        ("groups", spec.num_expert_group, MAX_GROUPS),
-    ):
-        if found > limit:
-            return f"{found} {name}, at most {limit}"
-    return None
+    return limits.triton_refusal(spec)
 
 
 def prepare(spec: RouterSpec) -> Prepared:

@@ -1,6 +1,6 @@
 """Backend `xpu`: Intel's fused operations select the experts, PyTorch weighs them.
 
-RULES says which operation serves which call. None of them is trusted with the weights:
+XPU_RULES says which operation serves which call. None of them is trusted with the weights:
 
 - `topk_sigmoid` recovers a score as (score + bias) - bias. The error is absolute, half an
   ulp of the key, while scores have no lower bound, so no bias is small enough to be safe:
@@ -37,84 +37,29 @@ Known deviations from the reference, all of them safe (ids distinct and in range
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
+from sglang_moe_ext.limits import XPU_RULES, Rule
 from sglang_moe_ext.ops import xpu_kernels
 from sglang_moe_ext.ops.backend import Prepared
 from sglang_moe_ext.ops.spec import RouterSpec
 from sglang_moe_ext.ops.xpu_kernels import Kernel
 
-# (experts, groups) that moe_fused_gate is compiled for. For every other pair it takes
-# topk_group for the number of groups and silently returns wrong experts.
-COMPILED_PAIRS = ((128, 4), (128, 8), (256, 8), (256, 16), (512, 16))
-
 # (logits [T, E], bias [E], both float32 and contiguous) -> ids [T, K-S] int32
 Select = Callable[[Tensor, Tensor], Tensor]
-
-
-def _is_ungrouped(spec: RouterSpec) -> bool:
-    return spec.topk_group == spec.num_expert_group  # no group is ever dropped
 
 
 def _is_power_of_two(n: int) -> bool:
     return n & (n - 1) == 0
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """An operation, what it takes as (text, test) pairs, and what it does to anything else."""
-
-    operation: str
-    takes: tuple[tuple[str, Callable[[RouterSpec], bool]], ...]
-    otherwise: str
-
-    def refusal(self, spec: RouterSpec) -> str | None:
-        """None if the operation serves the specification in this process, else why not."""
-        for text, holds in self.takes:
-            if not holds(spec):
-                return f"{self.operation} takes {text}, {self.otherwise}"
-        kernel = xpu_kernels.find(self.operation)
-        return kernel if isinstance(kernel, str) else None
-
-
-_UNGROUPED = ("one group, or all groups kept", _is_ungrouped)
-
-# The first that serves wins.
-RULES = (
-    Rule(
-        "topk_sigmoid",
-        (
-            _UNGROUPED,
-            ("at most 256 experts", lambda s: s.num_experts <= 256),
-            ("at most top-8", lambda s: s.topk_routed <= 8),
-        ),
-        otherwise="raises otherwise",
-    ),
-    Rule(
-        "moe_fused_gate",
-        (
-            (
-                "experts/groups " + ", ".join(f"{e}/{g}" for e, g in COMPILED_PAIRS),
-                lambda s: (s.num_experts, s.num_expert_group) in COMPILED_PAIRS,
-            ),
-            ("at most top-8", lambda s: s.topk_routed <= 8),
-        ),
-        otherwise="is silently wrong or untested otherwise",
-    ),
-    Rule(
-        "biased_topk",
-        (
-            _UNGROUPED,
-            ("at most 512 experts", lambda s: s.num_experts <= 512),
-            ("at most top-16", lambda s: s.topk_routed <= 16),
-        ),
-        otherwise="raises otherwise",
-    ),
-)
+def _refusal(rule: Rule, spec: RouterSpec) -> str | None:
+    """None if the operation serves the specification in this process, else why not."""
+    kernel = rule.refusal(spec) or xpu_kernels.find(rule.operation)
+    return kernel if isinstance(kernel, str) else None
 
 
 def supports(spec: RouterSpec) -> str | None:
@@ -122,14 +67,14 @@ def supports(spec: RouterSpec) -> str | None:
         return f"serves tensors on xpu, found {spec.device_type}"
     if spec.per_token_bias:
         return "no operation of sgl_kernel takes a bias per token"
-    refusals = [rule.refusal(spec) for rule in RULES]
+    refusals = [_refusal(rule, spec) for rule in XPU_RULES]
     return None if None in refusals else "; ".join(why for why in refusals if why)
 
 
 def prepare(spec: RouterSpec) -> Prepared:
-    rule = next(rule for rule in RULES if rule.refusal(spec) is None)
+    rule = next(rule for rule in XPU_RULES if _refusal(rule, spec) is None)
     kernel = xpu_kernels.find(rule.operation)
-    assert isinstance(kernel, Kernel)  # refusal() has asked
+    assert isinstance(kernel, Kernel)  # _refusal() has asked
     select = _ADAPTERS[rule.operation](kernel, spec)
     # The mark of taken experts is -10000 in one kernel, the lowest float32 in the others.
     marks_high = rule.operation == "topk_sigmoid" and _is_power_of_two(spec.num_experts)

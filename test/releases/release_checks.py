@@ -2,6 +2,7 @@
 
 import ast
 import py_compile
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -74,6 +75,32 @@ def check_gate_signature(package: Path) -> None:
     assert len(built) == 1
     assert not built[0].args
     assert {keyword.arg for keyword in built[0].keywords} == set(init) - {"self"}
+
+
+def check_update_signatures(package: Path) -> None:
+    """Where updates are written, and that loaders call `load_weights` or end with `eval()`."""
+    executor = package / "srt" / "model_executor"
+    file, owner = executor / "model_runner_components" / "weight_updater.py", "WeightUpdater"
+    if not file.exists():
+        file, owner = executor / "model_runner.py", "ModelRunner"
+    tree = ast.parse(file.read_text("utf-8"))
+    direct = definitions(tree.body, ast.FunctionDef)["_model_load_weights_direct"]
+    assert parameters(direct) in signatures.DIRECT_LOADERS
+    methods = definitions(definitions(tree.body, ast.ClassDef)[owner].body, ast.FunctionDef)
+    update = methods["update_weights_from_tensor"]
+    assert parameters(update) in signatures.TENSOR_UPDATERS
+    called = {ast.unparse(node.func) for node in ast.walk(update) if isinstance(node, ast.Call)}
+    assert "_model_load_weights_direct" in called
+    loaders = ast.parse((package / "srt/model_loader/loader.py").read_text("utf-8"))
+    for name, loader in definitions(loaders.body, ast.ClassDef).items():
+        load = definitions(loader.body, ast.FunctionDef).get("load_model")
+        # Ours is called in either, so one of them is enough.
+        if load is None or name == "BaseModelLoader" or "model.load_weights(" in ast.unparse(load):
+            continue
+        returned = [ast.unparse(n.value) for n in ast.walk(load) if isinstance(n, ast.Return)]
+        for value in returned:
+            ends = re.search(r"\.eval\(\)$|^load_model_with|^(super\(\)|self)\._?\w+\(", value)
+            assert ends, f"{name} returns {value}"
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

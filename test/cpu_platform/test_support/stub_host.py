@@ -69,6 +69,24 @@ class DefaultModelLoader:
         return _initialize_model(model_config, None)
 """
 
+UPDATER = """
+from sglang.srt.environ import IMPORTED
+IMPORTED.append(__name__)
+
+class WeightUpdater:
+    def update_weights_from_tensor(self, named_tensors, load_format=None):
+        if load_format == "direct":
+            _model_load_weights_direct(self.model, named_tensors)
+        else:
+            self.model.load_weights(named_tensors)
+        return True, "Success"
+
+def _model_load_weights_direct(model, named_tensors):
+    parameters = dict(model.named_parameters())
+    for name, tensor in named_tensors:
+        parameters[name].data.copy_(tensor)
+"""
+
 ENVIRON = """
 import os
 IMPORTED = []
@@ -132,22 +150,19 @@ class StubHost:
         self.folder = folder
         moe, models = folder / "sglang/srt/layers/moe", folder / "sglang/srt/models"
         loader = folder / "sglang/srt/model_loader"
-        for package in (moe, models, loader):
+        components = folder / "sglang/srt/model_executor/model_runner_components"
+        for package in (moe, models, loader, components):
             package.mkdir(parents=True)
-        for package in (
-            "",
-            "srt",
-            "srt/layers",
-            "srt/layers/moe",
-            "srt/models",
-            "srt/model_loader",
-        ):
-            (folder / "sglang" / package / "__init__.py").write_text("")
+            while package != folder:
+                (package / "__init__.py").write_text("")
+                package = package.parent
         (folder / "sglang/srt/environ.py").write_text(ENVIRON)
         self.topk, self.deepseek_v2 = moe / "topk.py", models / "deepseek_v2.py"
         self.topk.write_text(TOPK)
         self.deepseek_v2.write_text(DEEPSEEK_V2)
         (loader / "loader.py").write_text(LOADER)
+        self.weight_updater = components / "weight_updater.py"
+        self.weight_updater.write_text(UPDATER)
         (installed,) = importlib.util.find_spec("sglang").submodule_search_locations  # type: ignore
         shutil.copytree(
             Path(installed) / "srt/plugins",

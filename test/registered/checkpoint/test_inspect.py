@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_support.defects import DEFECTS, FILE_DEFECTS, make_defective
 from test_support.made_checkpoints import (
     BIAS,
     EXPERTS,
@@ -29,7 +31,7 @@ from sglang_moe_ext.checkpoint.findings import PROBLEM, Finding, Report
 from sglang_moe_ext.checkpoint.inspection import inspect_checkpoint
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 
 GATE_2 = "model.layers.2.mlp.gate.weight"
 BIAS_2 = f"model.layers.2.{BIAS}"
@@ -404,16 +406,36 @@ def test_single_file(tmp_path: Path) -> None:
     assert len(inspect_checkpoint(file).layers) == 4
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model, such as test_refusals.py lets a server load."""
+    path = tmp_path_factory.mktemp("served") / "checkpoint"
+    script = Path(__file__).parents[3] / "scripts" / "make_checkpoint.py"
+    subprocess.run([sys.executable, script, path, "--experts", "64"], check=True)
+    return path
+
+
+@pytest.mark.parametrize("name", [*DEFECTS, *FILE_DEFECTS])
+def test_every_defect_that_a_server_meets(served: Path, tmp_path: Path, name: str) -> None:
+    assert inspect_checkpoint(served).healthy
+    found = problems(inspect_checkpoint(make_defective(served, tmp_path, name)))
+    subject = FILE_DEFECTS[name][1] if name in FILE_DEFECTS else r".*\.layers\.1\.mlp\.gate\."
+    assert [finding for finding in found if re.search(subject, finding.subject)]
+    assert all(finding.remedy for finding in found)
+
+
+# The whole command; what it took goes to stderr.
 MEASURE = """
-import re, sys, time
+import atexit, re, runpy, sys, time
 from pathlib import Path
+def report():
+    # Not getrusage, whose maximum a child inherits from the process that started it.
+    peak = re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]
+    print(time.perf_counter() - start, int(peak) / 1024, "torch" in sys.modules, file=sys.stderr)
 start = time.perf_counter()
-from sglang_moe_ext.checkpoint.inspection import inspect_checkpoint
-report = inspect_checkpoint(sys.argv[1])
-print(time.perf_counter() - start)
-# Not getrusage, whose maximum a child inherits from the process that started it.
-print(int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
-print(len(report.layers), report.files, report.healthy, "torch" in sys.modules)
+atexit.register(report)
+sys.argv = ["sglang_moe_ext", "inspect", sys.argv[1]]
+runpy.run_module("sglang_moe_ext", run_name="__main__")
 """
 
 
@@ -429,10 +451,13 @@ def test_hundreds_of_shards_in_seconds(
         text=True,
         check=True,
     )
-    seconds, megabytes, *facts = done.stdout.split()
+    seconds, megabytes, imported_torch = done.stderr.split()
     record_property("seconds", seconds)
     record_property("megabytes", megabytes)
-    assert facts == ["58", "300", "True", "False"]
+    assert "in 300 files" in done.stdout
+    assert "cpu: cpu" in done.stdout
+    assert done.stdout.endswith("healthy: 58 routers looked at, no problem\n")
+    assert imported_torch == "False"
     assert float(seconds) < 10
     assert float(megabytes) < 500
 

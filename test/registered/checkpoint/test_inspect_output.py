@@ -15,13 +15,15 @@ import torch
 from test_support.made_checkpoints import (
     BIAS,
     EXPERTS,
+    PLANS,
     make_config,
     make_healthy,
     make_tensors,
     write,
 )
 
-from sglang_moe_ext.checkpoint.command import DEVICES, add_inspect_parser
+from sglang_moe_ext.checkpoint.command import DEVICES, add_inspect_parser, serving_backends
+from sglang_moe_ext.checkpoint.routing import routing_of, unwrap
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
 register_cpu_ci(est_time=13, suite="base-a-test-cpu")
@@ -206,9 +208,37 @@ def run_without(library: str, *arguments: object) -> subprocess.CompletedProcess
 
 
 def test_without_torch(tmp_path: Path) -> None:
-    done = run_without("torch", make_healthy(tmp_path))
+    path = make_healthy(tmp_path)
+    done = run_without("torch", path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("unknown (torch is not installed)") == len(DEVICES)
+    assert done.stdout == run_without("nothing", path).stdout
+
+
+@pytest.mark.parametrize("library", ["numba", "sgl_kernel"])
+def test_without_a_library_of_a_backend(tmp_path: Path, library: str) -> None:
+    done = run_without(library, make_healthy(tmp_path, "glm4_moe"))
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(f"{library}.*, which is not installed here", done.stdout)) == 1
+
+
+@pytest.mark.parametrize("model_type", PLANS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_backend_named_is_the_one_that_serves(model_type: str, device: str) -> None:
+    """XPU is told by the same rules, in test/sim_xpu."""
+    from sglang_moe_ext.ops.choose import explain
+    from sglang_moe_ext.ops.spec import RouterSpec
+
+    routing = routing_of(unwrap(make_config(model_type)))
+    spec = RouterSpec(
+        routing.num_experts,
+        routing.topk,
+        routing.num_expert_group,
+        routing.topk_group,
+        device_type=device,
+    )
+    serving = next(name for name, refusal in explain(spec) if refusal is None)
+    if routing.reaches_router:
+        assert serving_backends(routing)[device].startswith(serving)
 
 
 @pytest.mark.parametrize("library", ["numpy", "matplotlib"])

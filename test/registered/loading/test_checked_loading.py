@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,12 +14,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_support.defects import BIAS, DEFECTS, GATE, make_defective
+from test_support.defects import BIAS, DEFECTS, GATE, SHARDS, make_defective
 from torch import Tensor, nn
 
 from sglang_moe_ext import env
 from sglang_moe_ext.ci import register_cpu_ci, run_file
-from sglang_moe_ext.loading import CheckpointError, make_initializer, mark_gate_parameter
+from sglang_moe_ext.loading import (
+    CheckpointError,
+    make_direct_loader,
+    make_initializer,
+    make_tensor_updater,
+    mark_gate_parameter,
+)
+from sglang_moe_ext.origin import file_of
+from sglang_moe_ext.parameters import rounded_away
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 
@@ -144,6 +153,30 @@ def test_warn_takes_the_bias_as_it_is(
     assert "accepted by SGLANG_MOE_EXT_BIAS=warn" in caplog.text
 
 
+def test_what_was_accepted_is_said_once(
+    healthy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("SGLANG_MOE_EXT_BIAS", "warn")
+    with caplog.at_level(logging.WARNING):
+        model = load(make_defective(healthy, tmp_path, "bias merged by bfloat16"))
+        for _ in range(3):
+            model.load_weights([(GATE, torch.ones(EXPERTS, 128))])
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("name", "at_3"), [("bias missing", 0.0), ("bias inf", torch.inf)])
+def test_warn_never_serves_our_own_marks(
+    healthy: Path, tmp_path: Path, name: str, at_3: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_MOE_EXT_BIAS", "warn")
+    bias = dict(load(make_defective(healthy, tmp_path, name)).named_parameters())[BIAS]
+    assert bias[3] == at_3
+    assert not bias.isnan().any()
+
+
 def test_no_variable_accepts_a_missing_gate(
     healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,15 +200,108 @@ def test_a_refused_update_leaves_the_old_values(healthy: Path, bad: Tensor) -> N
     assert torch.equal(dict(model.named_parameters())[BIAS], before)
 
 
+@pytest.mark.parametrize("bad", [torch.zeros(3), torch.full((EXPERTS,), torch.inf)], ids=str)
+def test_nothing_of_a_refused_update_in_memory_is_written(healthy: Path, bad: Tensor) -> None:
+    """Neither by `load_weights` nor where SGLang writes into the parameters itself."""
+    model = load(healthy)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    update = [(GATE, torch.ones(EXPERTS, 128)), (BIAS, bad)]
+    for write in (model.load_weights, lambda tensors: load_direct(model, tensors)):
+        with pytest.raises(CheckpointError, match=re.escape(BIAS)):
+            write(update)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name])
+
+
+def load_direct(model: nn.Module, named_tensors: list[tuple[str, Tensor]]) -> None:
+    def write(model: nn.Module, tensors: list[tuple[str, Tensor]]) -> None:
+        parameters = dict(model.named_parameters())
+        for name, tensor in tensors:
+            copy(parameters[name], tensor)
+
+    make_direct_loader(write)(model, named_tensors)
+
+
+def test_a_direct_update_is_written(healthy: Path) -> None:
+    model = load(healthy)
+    load_direct(model, [(BIAS, torch.full((EXPERTS,), 0.5))])
+    assert dict(model.named_parameters())[BIAS].unique().tolist() == [0.5]
+
+
+def test_a_refusal_of_an_update_is_an_answer() -> None:
+    def update(self: object, named_tensors: object, load_format: str | None = None) -> None:
+        raise {"direct": CheckpointError("why"), None: KeyError("a bug")}[load_format]
+
+    checked = make_tensor_updater(update)
+    assert checked(None, [], "direct") == (False, "why")
+    with pytest.raises(KeyError):
+        checked(None, [])
+
+
+def test_a_bias_may_be_renamed_by_the_family(healthy: Path) -> None:
+    """What is not known by its name is judged by its values, before the family maps it."""
+    model = load(healthy)
+    with pytest.raises(CheckpointError, match="not finite"):
+        model.load_weights([("mlp.moe_statics.expert_bias", torch.full((EXPERTS,), torch.nan))])
+    model.load_weights([("mlp.moe_statics.expert_bias", torch.zeros(1, EXPERTS))])
+
+
+def test_a_loader_that_bypasses_load_weights(healthy: Path) -> None:
+    """Sharded state and dummy weights write by themselves; all loaders end with `eval()`."""
+
+    def build() -> Model:
+        return make_initializer(lambda config: Model())(SimpleNamespace(model_path=str(healthy)))
+
+    complete, incomplete = build(), build()
+    for parameter in complete.parameters():
+        parameter.data.uniform_(-1e-3, 1e-3)
+    assert not complete.eval().training
+    with pytest.raises(CheckpointError, match="4 routing tensor"):
+        incomplete.eval()
+
+
+def test_a_misnamed_bias_is_named(healthy: Path, tmp_path: Path) -> None:
+    path = make_defective(healthy, tmp_path, "bias misnamed")
+    with pytest.raises(CheckpointError, match=r"the checkpoint has model.layers.1.mlp.gate.bias"):
+        load(path)
+
+
+def test_layers_beyond_the_last_are_named(
+    healthy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_defective(healthy, tmp_path, "extra layers")
+    for mtp_layers, warnings in ((0, 2), (5, 0)):
+        text = SimpleNamespace(num_hidden_layers=3, num_nextn_predict_layers=mtp_layers)
+        config = SimpleNamespace(model_path=str(path), hf_text_config=text)
+        model = make_initializer(lambda config: Model())(config)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model.load_weights(load_file(path / "model.safetensors").items())
+        assert len(caplog.records) == warnings
+        assert all("layers.7.mlp.gate" in record.getMessage() for record in caplog.records)
+
+
+def test_the_file_of_a_tensor_among_shards(healthy: Path, tmp_path: Path) -> None:
+    """With and without an index, and where the index names a file that is absent."""
+    path = make_defective(healthy, tmp_path, "shard absent")
+    key = "model.layers.2.mlp.experts.0.up_proj.weight"
+    assert file_of(path, BIAS) == SHARDS[0]
+    assert file_of(path, key) == f"{SHARDS[1]}, which is absent"
+    assert file_of(path, "another") == "not in model.safetensors.index.json"
+    (path / "model.safetensors.index.json").unlink()
+    assert file_of(path, BIAS) == SHARDS[0]
+    assert file_of(path, key) == f"not in {SHARDS[0]}"
+    shutil.copy(path / SHARDS[0], path / "another.safetensors")
+    assert file_of(path, key) == "in none of 2 files"
+
+
 @pytest.mark.parametrize(
     "bias",
     [torch.zeros(256), torch.randn(256).bfloat16(), 7 + torch.linspace(-0.2, 0.2, 256)],
     ids=["all zero", "bfloat16 around 0", "float32 at an offset"],
 )
 def test_a_bias_that_lost_nothing_is_no_defect(bias: Tensor) -> None:
-    from sglang_moe_ext.loading import _rounded_away
-
-    assert _rounded_away(nn.Parameter(bias.float())) is None
+    assert rounded_away(bias.float()) is None
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ def test_what_loading_costs(process: str) -> None:
 # say what they need.
 HEAVY = ("torch", "sglang", "triton", "numba", "sgl_kernel", "numpy", "safetensors")
 NEEDS_MORE = re.compile(
-    r"sglang_moe_ext\.(ops|router|gate|loading|checkpoint|doctor.router_checks)\b"
+    r"sglang_moe_ext\.(ops|router|gate|loading|origin|parameters|checkpoint"
+    r"|doctor\.router_checks)"
 )
 
 

@@ -96,6 +96,12 @@ BROKEN = {
         "correction_bias, gating_output, topk,",
         "takes (hidden_states, correction_bias, gating_output,",
     ),
+    "updates renamed": (
+        "weight_updater",
+        "update_weights_from_tensor",
+        "update_weights",
+        "WeightUpdater.update_weights_from_tensor does not exist",
+    ),
     "gate renamed": ("deepseek_v2", "MoEGate", "Gate", "does not call MoEGate"),
     "gate takes more": ("deepseek_v2", 'prefix=""', 'prefix="", tp=1', "prefix, tp, is_hash_moe"),
     "gate no longer built": (
@@ -105,6 +111,23 @@ BROKEN = {
         "DeepseekV2MoE does not call MoEGate",
     ),
 }
+
+
+UPDATES = """
+from sglang.srt.model_executor.model_runner_components import weight_updater
+from sglang_moe_ext.overrides import INSTALLED, leads_to_us
+def ours():
+    return {leads_to_us(weight_updater._model_load_weights_direct),
+            leads_to_us(weight_updater.WeightUpdater.update_weights_from_tensor)}
+assert ours() == {True}
+INSTALLED.refuse(["a test"])
+assert ours() == {False}
+"""
+
+
+def test_updates_are_ours_until_we_withdraw(host: StubHost) -> None:
+    probe = host.probe(again=UPDATES)
+    assert probe.is_like(STOCK), probe.log
 
 
 @pytest.mark.parametrize("name", BROKEN)

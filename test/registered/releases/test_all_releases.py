@@ -12,6 +12,7 @@ from release_checks import (
     check_gate_signature,
     check_patches_round_trip,
     check_router_signature,
+    check_update_signatures,
     package_of,
 )
 
@@ -33,6 +34,11 @@ def test_gate_signature(release: str) -> None:
 @pytest.mark.parametrize("release", ALL)
 def test_patches_round_trip(release: str, tmp_path: Path) -> None:
     check_patches_round_trip(release, package_of(release), tmp_path)
+
+
+@pytest.mark.parametrize("release", ALL)
+def test_update_signatures(release: str) -> None:
+    check_update_signatures(package_of(release))
 
 
 if __name__ == "__main__":

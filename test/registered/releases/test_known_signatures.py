@@ -7,7 +7,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "releases"))
 
-from release_checks import PER_COMMIT, check_gate_signature, check_router_signature, package_of
+from release_checks import (
+    PER_COMMIT,
+    check_gate_signature,
+    check_router_signature,
+    check_update_signatures,
+    package_of,
+)
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
@@ -22,6 +28,11 @@ def test_router(release: str) -> None:
 @pytest.mark.parametrize("release", PER_COMMIT)
 def test_gate(release: str) -> None:
     check_gate_signature(package_of(release))
+
+
+@pytest.mark.parametrize("release", PER_COMMIT)
+def test_update_signatures(release: str) -> None:
+    check_update_signatures(package_of(release))
 
 
 if __name__ == "__main__":
