@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from sglang_moe_ext.notice import describe
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -69,9 +71,8 @@ def find(name: str) -> Kernel | str:
     """The operation, or the reason why it cannot be used."""
     try:
         import sgl_kernel
-    except (ImportError, OSError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        return f"sgl_kernel cannot be imported: {first_line}"
+    except Exception as error:  # a library built for another PyTorch raises anything
+        return f"sgl_kernel cannot be imported: {describe(error)}"
     packet = getattr(torch.ops.sgl_kernel, name, None)
     if packet is None:
         return f"this sgl_kernel has no operation {name}"
