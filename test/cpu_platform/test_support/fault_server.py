@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -36,20 +37,28 @@ class Outcome:
     seconds: float = 0.0
 
 
-def serve(model: Path, folder: Path, fault: str | None = None, *, strict: bool = False) -> Outcome:
+def serve(
+    model: Path,
+    folder: Path,
+    fault: str | None = None,
+    *,
+    strict: bool = False,
+    new_tokens: int = NEW_TOKENS,
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
     """Start the server, ask it everything, stop it."""
     traces, log = folder / "trace", folder / "server.log"
-    environment = {
+    variables = {
         "SGLANG_MOE_EXT_TRACE": str(traces),
         "SGLANG_MOE_EXT_STRICT": str(int(strict)),
+        "OMP_NUM_THREADS": "1",  # the model is tiny: two threads would wait for each other
+        **(environment or {}),
         **(fault_environment(fault) if fault else {}),
     }
     outcome, started = Outcome(), time.monotonic()
     try:
-        with Server(
-            model, log, arguments=("--dtype", "float32"), environment=environment
-        ) as server:
-            outcome.tokens = [generate(server, prompt) for prompt in PROMPTS]
+        with Server(model, log, arguments=("--dtype", "float32"), environment=variables) as server:
+            outcome.tokens = [generate(server, prompt, new_tokens) for prompt in PROMPTS]
             time.sleep(2 * trace.TOTALS_EVERY_S)
     except ServerError as error:
         outcome.ended = str(error).partition(" after ")[0]
@@ -68,8 +77,8 @@ def said(log: str) -> list[str]:
     return [line for line in lines if " is live: " not in line]
 
 
-def generate(server: Server, prompt: list[int]) -> list[int]:
-    sampling = {"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+def generate(server: Server, prompt: list[int], new_tokens: int = NEW_TOKENS) -> list[int]:
+    sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
     body = json.dumps({"input_ids": prompt, "sampling_params": sampling}).encode()
     request = Request(f"{server.url}/generate", body, {"Content-Type": "application/json"})
     with urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:

@@ -308,3 +308,76 @@ FAULTS = MappingProxyType(
         ),
     }
 )
+
+
+@dataclass(frozen=True)
+class XpuFault:
+    """What breaks on the (simulated) XPU.
+
+    shape: the routing that it is about. backend: who is passed over, for what `reason`.
+    lines: errors in the log; a backend that says what it lacks is no error.
+    stock_fails: SGLang itself cannot be imported then, with or without the plugin.
+    kernels: versions that the stand-in `sgl_kernel` has.
+    """
+
+    what: str
+    shape: str
+    backend: str
+    reason: str
+    inject: Inject = lambda: None
+    served_by: str = "torch"
+    lines: int = 0
+    stock_fails: bool = False
+    kernels: str = "S2,F3,B1"
+
+
+_NO_TRITON = ModuleNotFoundError("No module named 'triton'", name="triton")
+
+
+def _driver_without_device(triton_router: Any) -> None:
+    triton_router._has_xpu_driver = lambda: True
+
+
+XPU_FAULTS = MappingProxyType(
+    {
+        "sgl-kernel-missing": XpuFault(
+            "`sgl_kernel` is missing",
+            "128/6",
+            "xpu",
+            "sgl_kernel cannot be imported: ModuleNotFoundError: No module named 'sgl_kernel'",
+            _unimportable("sgl_kernel"),
+            stock_fails=True,
+        ),
+        "sgl-kernel-raises": XpuFault(
+            "`sgl_kernel` raises at import",
+            "128/6",
+            "xpu",
+            "sgl_kernel cannot be imported: RuntimeError: undefined symbol",
+            _unimportable("sgl_kernel", RuntimeError("undefined symbol: _ZN2at4_ops")),
+            stock_fails=True,
+        ),
+        "sgl-kernel-old": XpuFault(
+            "`sgl_kernel` is too old for float32 logits",
+            "128/6",
+            "xpu",
+            "topk_sigmoid takes no float32 logits here",
+            kernels="S1a,F1",
+        ),
+        "triton-missing": XpuFault(
+            "Triton is missing",
+            "16/4 g4 tg2",
+            "triton",
+            "unusable: ModuleNotFoundError: No module named 'triton'",
+            _unimportable("sglang_moe_ext.ops.triton_router", _NO_TRITON),
+            lines=1,
+        ),
+        "triton-cannot-compile": XpuFault(
+            "Triton cannot compile",
+            "16/4 g4 tg2",
+            "triton",
+            "self-check: raised RuntimeError: 0 active drivers",
+            _changed("sglang_moe_ext.ops.triton_router", _driver_without_device),
+            lines=1,
+        ),
+    }
+)
