@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from test_support.load import soak
+from test_support.load import check, soak
 
 from sglang_moe_ext import host
 
@@ -37,12 +37,12 @@ def main() -> int:
             clients=args.clients,
             say=lambda line: print(line, flush=True),
         )
-    print(json.dumps(summary.as_dict(), indent=2), *summary.errors[:5], sep="\n")
+    problems = check(summary)
+    print(json.dumps(summary.as_dict(), indent=2), *problems, sep="\n")
     if args.out:
         result = {"sglang": host.release(), **summary.as_dict()}
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    right = not summary.wrong and not summary.dropped and summary.routed == summary.expected
-    return 0 if right else 1
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

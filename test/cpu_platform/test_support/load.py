@@ -119,6 +119,16 @@ def soak(
     return summary
 
 
+def check(summary: Summary) -> list[str]:
+    """What is wrong with a soak, beside its memory; empty if nothing."""
+    found = summary.errors[:5]
+    if summary.wrong or summary.dropped:
+        found.append(f"{summary.wrong} wrong, {summary.dropped} dropped")
+    if summary.routed != summary.expected:
+        found.append(f"the trace has {summary.routed} rows, expected {summary.expected}")
+    return found
+
+
 def stream(port: int, number: int) -> Answer:
     """The answer to prompt `number`, piece by piece. Raises if it isn't whole."""
     prompt, new_tokens = prompt_of(number)

@@ -1,24 +1,21 @@
 """Every fault in every process of a real server: the tokens of a healthy one, or a refusal.
 
-    FAULTS_JSON=benchmarks/faults.json python test/registered/faults/test_fault_servers.py
+    FAULTS_JSON=benchmarks/faults.json python -m pytest test/registered/faults
 
-writes what was served and said, which scripts/faults_table.py puts into the README.
+keeps what was served and said, which scripts/faults_table.py puts into the README.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from plain_cpu.serving import READY_TIMEOUT_S
+from test_support.fault_results import remember
 from test_support.fault_server import NEW_TOKENS, Outcome, serve
 from test_support.faults import FAULTS
 
@@ -48,38 +45,23 @@ def healthy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
-@pytest.fixture(scope="module")
-def results() -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    yield rows
-    if path := os.environ.get("FAULTS_JSON"):
-        Path(path).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
 def once(said: list[str]) -> bool:
     """Every line of ours; SGLang's own about a plugin comes from each of its processes."""
     return all(n == 1 for line, n in Counter(said).items() if line.startswith("sglang-moe-ext"))
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_served(
-    model: Path, healthy: Outcome, results: list[dict[str, Any]], tmp_path: Path, name: str
-) -> None:
+def test_served(model: Path, healthy: Outcome, tmp_path: Path, name: str) -> None:
     fault = FAULTS[name]
     tokens = NEW_TOKENS if name == "kernel-raises-late" else SHORT
     outcome = serve(model, tmp_path, name, new_tokens=tokens)
     right = sum(f == h[:tokens] for f, h in zip(outcome.tokens, healthy.tokens, strict=True))
-    results.append(
-        {
-            "fault": fault.what,
-            "right": f"{right} of {len(healthy.tokens)}",
-            "served_by": outcome.served_by,
-            "said": list(dict.fromkeys(outcome.said)),
-        }
-    )
+    served_by = " then ".join(f"`{name}`" for name in outcome.served_by)
+    answers = f"{right} of {len(healthy.tokens)} answers right"
+    remember(fault.what, f"served by {served_by}, {answers}", outcome.said)
     assert outcome.ended == ""
     assert right == len(healthy.tokens)
-    if name != "trace-disk-full":  # which leaves no trace to read
+    if name != "trace-disk-full":  # that trace cannot be read
         assert outcome.served_by[-1] == fault.served_by
     assert once(outcome.said), outcome.said
     found = [line for line in outcome.said if fault.said and re.search(fault.said, line)]
@@ -87,20 +69,11 @@ def test_served(
 
 
 @pytest.mark.parametrize("name", STRICT)
-def test_refused_under_strict(
-    model: Path, results: list[dict[str, Any]], tmp_path: Path, name: str
-) -> None:
+def test_refused_under_strict(model: Path, tmp_path: Path, name: str) -> None:
     """The launcher ends by itself, whichever process refused; the log says why."""
     fault = FAULTS[name]
     outcome = serve(model, tmp_path, name, strict=True)
-    results.append(
-        {
-            "fault": f"{fault.what}, strict",
-            "right": "",
-            "served_by": [],
-            "said": list(dict.fromkeys(outcome.said)),
-        }
-    )
+    remember(f"{fault.what}; strict", outcome.ended, outcome.said)
     assert outcome.ended.startswith("the server ended with exit code")
     assert outcome.seconds < READY_TIMEOUT_S
     assert re.search(fault.said or "", "\n".join(outcome.said))

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from plain_cpu.serving import Server
+from test_support.fault_results import remember
 from test_support.fault_server import generate, said
 
 from sglang_moe_ext import trace
@@ -61,7 +62,7 @@ def test_killed_during_a_request(tmp_path: Path) -> None:
         assert len(received) >= 10
         assert not any(line.startswith(b"data: [DONE]") for line in received[:10])
         server.process.wait(SERVER_ENDS_S)
-        print(f"\nthe server ended {time.monotonic() - killed:.1f} s after its client's stream")
+        seconds = time.monotonic() - killed
         assert server.process.returncode != 0
     assert said(first.log.read_text()) == []
 
@@ -71,6 +72,12 @@ def test_killed_during_a_request(tmp_path: Path) -> None:
     assert said(second.log.read_text()) == []
     workers = {r["pid"] for r in trace.read(traces) if r["what"] == "router"}
     assert len(workers) == 2
+    code = first.process.returncode
+    remember(
+        "SIGKILL of the worker during a request",
+        f"the stream ended, {seconds:.1f} s later the server with exit code {code}; "
+        "the next start served the same answer",
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_support.fault_results import remember
 from test_support.faults import XPU_FAULTS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,6 +27,7 @@ register_cpu_ci(est_time=120, suite="base-a-test-cpu", nightly=True)
 ROUTE = """
 import json, logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+from test_support.fault_results import remember
 from test_support.faults import XPU_FAULTS
 XPU_FAULTS[NAME].inject()
 import torch
@@ -97,6 +99,10 @@ def test_torch_serves(name: str) -> None:
     else:
         assert report["unusable"] is None
         assert report["answers"] == 8
+    outcome = f"served by `{backend}`, answers right"
+    if fault.stock_fails:
+        outcome = f"SGLang cannot start, with or without us; the operation is {outcome}"
+    remember(f"{fault.what} (simulated XPU)", outcome, [rejected[fault.backend]], where="process")
 
 
 if __name__ == "__main__":
