@@ -138,7 +138,7 @@ def choose_next(plan: Plan, error: Exception, device: torch.device) -> Plan:
 
 
 def _say(message: str) -> None:
-    notice.once(logger.error, f"sglang-moe-ext: {message}")
+    notice.once(logger.error, f"sglang-moe-ext: {message}; see `python -m sglang_moe_ext doctor`")
 
 
 def _decision(spec: RouterSpec, device: torch.device, backend: str, detail: str) -> Decision:

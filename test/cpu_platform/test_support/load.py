@@ -90,6 +90,7 @@ def soak(
     *,
     seconds: float,
     clients: int = 16,
+    prompts: int = PROMPTS,
     most_requests: int = 1_000_000,
     say: Callable[[str], None] = print,
 ) -> Summary:
@@ -106,7 +107,7 @@ def soak(
         before = _routed(traces)
         summary = Summary(clients=clients)
         right = []
-        for number in range(PROMPTS):
+        for number in range(prompts):
             answer = stream(server.port, number)
             summary.count(answer)
             right.append(answer.tokens)
@@ -183,7 +184,7 @@ def _load(
     def ask_until_over() -> None:
         while not over.is_set() and next(numbers) < most_requests:
             with lock:
-                number = order.randrange(PROMPTS)
+                number = order.randrange(len(right))
             try:
                 answer, error = stream(server.port, number), ""
             except Exception as failure:  # dropped, whatever the reason

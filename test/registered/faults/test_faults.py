@@ -18,14 +18,19 @@ from test_support.faults import FAULTS, STOCK
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=50, suite="base-a-test-cpu")
+register_cpu_ci(est_time=35, suite="base-a-test-cpu")
 
 Outcomes = dict[str, dict[str, Any]]
+# All that strict refuses, and some that it has no quarrel with.
+STRICT = [
+    *(name for name, fault in FAULTS.items() if fault.refused),
+    *("plugin-unimportable", "kernel-raises-late", "numba-missing", "trace-disk-full"),
+]
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
-    cases = [*FAULTS, *(f"{name}:strict" for name in FAULTS)]
+    cases = [*FAULTS, *(f"{name}:strict" for name in STRICT)]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SGLANG_", "PLAIN_CPU"))}
     process = subprocess.run(
         [sys.executable, "-m", "test_support.fault_probe", *cases],
@@ -66,7 +71,7 @@ def test_it_is_said_once(outcomes: Outcomes, name: str) -> None:
         assert len(re.findall(said, log)) == 1, log
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", STRICT)
 def test_under_strict(outcomes: Outcomes, name: str) -> None:
     """Refused with the same reason, or served as without."""
     fault, outcome = FAULTS[name], outcomes[f"{name}:strict"]

@@ -11,7 +11,7 @@ from test_support.load import check, soak
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=120, suite="base-a-test-cpu")
+register_cpu_ci(est_time=105, suite="base-a-test-cpu")
 
 pytestmark = pytest.mark.server
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 def test_a_minute(tmp_path: Path) -> None:
     model = tmp_path / "checkpoint"
     subprocess.run([sys.executable, ROOT / "scripts" / "make_checkpoint.py", model], check=True)
-    summary = soak(model, tmp_path, seconds=60)
+    summary = soak(model, tmp_path, seconds=60, prompts=48)
     print(summary.as_dict())
     assert check(summary) == []
     assert summary.backends == ["cpu"]
