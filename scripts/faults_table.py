@@ -65,14 +65,15 @@ def _quote(row: dict[str, Any]) -> str:
 
 
 def _load(soak: dict[str, Any]) -> str:
-    growth = soak["rss_last_mib"] - soak["rss_first_mib"]
+    growth = soak["memory_last_mib"] - soak["memory_first_mib"]
     return (
         f"Under load (`python scripts/soak.py --seconds {soak['seconds']:.0f}`, {soak['clients']} "
         f"clients streaming, chunked prefill and radix cache on): {soak['requests']} answers "
         f"compared with the same prompts asked one by one, **{soak['wrong']} wrong, "
         f"{soak['dropped']} dropped**. The trace counted {soak['routed']} routed rows, the API's "
-        f"token counts account for {soak['expected']}. The worker's memory was "
-        f"{soak['rss_first_mib']:.0f} MiB after the warm-up and {growth:+.1f} MiB at the end."
+        f"token counts account for {soak['expected']}. The worker's private "
+        f"memory was {soak['memory_first_mib']:.1f} MiB after the warm-up and {growth:+.1f} MiB at "
+        f"the end (slope {soak['memory_mib_per_hour']:+.1f} MiB an hour)."
     )
 
 

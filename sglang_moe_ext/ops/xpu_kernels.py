@@ -8,6 +8,7 @@ if its argument names are those of a known variant, and if its Python wrapper ag
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,10 @@ from typing import Any
 
 import torch
 
+from sglang_moe_ext import notice
 from sglang_moe_ext.notice import describe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,9 @@ def find(name: str) -> Kernel | str:
     try:
         import sgl_kernel
     except Exception as error:  # a library built for another PyTorch raises anything
-        return f"sgl_kernel cannot be imported: {describe(error)}"
+        reason = f"sgl_kernel cannot be imported: {describe(error)}"
+        notice.once(logger.error, f"sglang-moe-ext: {reason}; its operations do not serve")
+        return reason
     packet = getattr(torch.ops.sgl_kernel, name, None)
     if packet is None:
         return f"this sgl_kernel has no operation {name}"

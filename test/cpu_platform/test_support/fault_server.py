@@ -25,7 +25,8 @@ class Outcome:
     """What came of a server.
 
     tokens: its answers to PROMPTS; empty if it never was healthy.
-    served_by: backends that routed, in order; stock SGLang if none of ours did.
+    served_by: backends that routed, in order, as far as there is a trace; stock SGLang if the
+        plugin was not live.
     said: what the plugin, or SGLang about it, wrote into the log, without time and process.
     ended: how the server ended by itself before it was healthy.
     """
@@ -63,11 +64,13 @@ def serve(
     except ServerError as error:
         outcome.ended = str(error).partition(" after ")[0]
     outcome.seconds = round(time.monotonic() - started, 1)
-    outcome.said = said(log.read_text(encoding="utf-8", errors="replace"))
-    if traces.exists():
+    text = log.read_text(encoding="utf-8", errors="replace")
+    outcome.said = said(text)
+    if all(path.is_file() for path in traces.glob("*")):  # not /dev/full, which never ends
         routers = [r for r in trace.read(traces) if r["what"] == "router" and r["calls"]]
         outcome.served_by = [r["backend"] for r in routers]
-    outcome.served_by = outcome.served_by or ([STOCK] if outcome.tokens else [])
+    if outcome.tokens and " is live: " not in text:
+        outcome.served_by.append(STOCK)
     return outcome
 
 

@@ -346,6 +346,7 @@ XPU_FAULTS = MappingProxyType(
             "xpu",
             "sgl_kernel cannot be imported: ModuleNotFoundError: No module named 'sgl_kernel'",
             _unimportable("sgl_kernel"),
+            lines=1,
             stock_fails=True,
         ),
         "sgl-kernel-raises": XpuFault(
@@ -354,6 +355,7 @@ XPU_FAULTS = MappingProxyType(
             "xpu",
             "sgl_kernel cannot be imported: RuntimeError: undefined symbol",
             _unimportable("sgl_kernel", RuntimeError("undefined symbol: _ZN2at4_ops")),
+            lines=1,
             stock_fails=True,
         ),
         "sgl-kernel-old": XpuFault(

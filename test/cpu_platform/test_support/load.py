@@ -11,6 +11,7 @@ import http.client
 import itertools
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from plain_cpu.serving import Server
 
 from sglang_moe_ext import trace
@@ -52,7 +52,8 @@ class Summary:
     alone, requests: answers one by one, and under load; the tokens are of both.
     wrong: answers with other tokens than alone; dropped: errors and answers cut short.
     routed, expected: rows that the trace counted, and that the answers account for.
-    rss: worker's resident set in MiB: after the warm-up, at the end, and MiB per hour between.
+    memory: of the worker in MiB, after the warm-up, at the end, and its slope per hour. Private
+        pages only: the kernel takes those of libraries away and brings them back as it likes.
     """
 
     seconds: float = 0.0
@@ -66,9 +67,9 @@ class Summary:
     dropped: int = 0
     routed: int = 0
     expected: int = 0
-    rss_first_mib: float = 0.0
-    rss_last_mib: float = 0.0
-    rss_mib_per_hour: float = 0.0
+    memory_first_mib: float = 0.0
+    memory_last_mib: float = 0.0
+    memory_mib_per_hour: float = 0.0
     backends: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -177,7 +178,7 @@ def _load(
 ) -> None:
     numbers, lock, over = itertools.count(), threading.Lock(), threading.Event()
     order = random.Random(0)
-    worker = psutil.Process(_worker(traces))
+    worker = _worker(traces)
     samples: list[tuple[float, float]] = []
     started = time.monotonic()
 
@@ -207,7 +208,7 @@ def _load(
             while (elapsed := time.monotonic() - started) < seconds and not all(
                 task.done() for task in tasks
             ):
-                samples.append((elapsed, worker.memory_info().rss / 2**20))
+                samples.append((elapsed, _private_mib(worker)))
                 if elapsed - said >= PROGRESS_EVERY_S:
                     said = elapsed
                     say(
@@ -222,8 +223,14 @@ def _load(
             task.result()
     summary.seconds = round(time.monotonic() - started, 1)
     warm = [sample for sample in samples if sample[0] >= WARM_UP_SHARE * seconds]
-    summary.rss_first_mib, summary.rss_last_mib = (round(warm[i][1], 1) for i in (0, -1))
-    summary.rss_mib_per_hour = round(3600 * _slope(warm), 1)
+    summary.memory_first_mib, summary.memory_last_mib = (round(warm[i][1], 1) for i in (0, -1))
+    summary.memory_mib_per_hour = round(3600 * _slope(warm), 1)
+
+
+def _private_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    kib = dict(re.findall(r"^(RssAnon|VmSwap):\s+(\d+) kB$", status, re.MULTILINE))
+    return (int(kib["RssAnon"]) + int(kib["VmSwap"])) / 1024
 
 
 def _slope(samples: list[tuple[float, float]]) -> float:

@@ -56,7 +56,7 @@ def test_rubbish_in_the_cache(tmp_path: Path) -> None:
         for path in files:
             path.write_bytes(damage)
         assert answer(route(tmp_path)) == before
-    remember("numba's cache holds rubbish", "served by `cpu`, answers right", where="process")
+    remember("numba's cache holds rubbish", "cpu: answers right", where="process")
 
 
 def test_four_processes_at_once(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_two_servers_at_once(tmp_path: Path) -> None:
     for outcome in (first, second):
         assert (outcome.served_by, outcome.said) == (["cpu"], [])
     assert cached(cache)
-    remember("two servers start at once on one empty cache", "both served by `cpu`, same answers")
+    remember("two servers start at once on one empty cache", "cpu, cpu: same answers")
 
 
 if __name__ == "__main__":

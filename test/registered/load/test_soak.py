@@ -27,7 +27,7 @@ def test_a_minute(tmp_path: Path) -> None:
     assert summary.backends == ["cpu"]
     assert summary.requests >= 16
     assert summary.cached_tokens > 0
-    assert summary.rss_last_mib - summary.rss_first_mib < 16
+    assert summary.memory_last_mib - summary.memory_first_mib < 16
 
 
 if __name__ == "__main__":

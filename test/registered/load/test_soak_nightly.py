@@ -27,8 +27,8 @@ def test_twenty_minutes(tmp_path: Path) -> None:
     summary = soak(model, tmp_path, seconds=SECONDS)
     print(summary.as_dict())
     assert check(summary) == []
-    assert summary.rss_last_mib - summary.rss_first_mib < 16
-    assert summary.rss_mib_per_hour < 24
+    assert summary.memory_last_mib - summary.memory_first_mib < 16
+    assert summary.memory_mib_per_hour < 24
 
 
 if __name__ == "__main__":
