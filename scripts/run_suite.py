@@ -107,9 +107,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--timeout-per-file",
         type=float,
-        default=1200,
         metavar="S",
-        help="seconds after which a file is stopped, and all its processes (default: 1200)",
+        help="seconds after which a file is stopped, and all its processes (default: 1200, or "
+        "twice a longer file's estimate)",
     )
     parser.add_argument(
         "--simulated",
@@ -132,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--auto-partition-id: found {share}, expected 0 to {size - 1}")
     if arguments.retries < 0:
         parser.error(f"--retries: found {arguments.retries}, expected 0 or more")
-    if not arguments.timeout_per_file > 0:
+    if arguments.timeout_per_file is not None and not arguments.timeout_per_file > 0:
         parser.error(f"--timeout-per-file: found {arguments.timeout_per_file}, expected seconds")
     if arguments.simulated and arguments.hw != "xpu":
         parser.error("--simulated: only --hw xpu has a simulated device")
@@ -208,7 +208,8 @@ def run_all(
                 f"[{number}/{len(share)}, {elapsed:.0f} s] {file_name(registration)} "
                 f"(estimated {registration.est_time:g} s{again})"
             )
-            outcome = run_test_file(registration.path, arguments.timeout_per_file, environment)
+            limit = arguments.timeout_per_file or max(1200, 2 * registration.est_time)
+            outcome = run_test_file(registration.path, limit, environment)
             if outcome.failed:
                 say(outcome.output)
             say(f"  {describe(outcome)}, {outcome.seconds:.1f} s")

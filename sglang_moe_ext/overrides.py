@@ -15,7 +15,7 @@ from operator import attrgetter
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from sglang_moe_ext import __version__, env, host, signatures
+from sglang_moe_ext import __version__, host, refusal, signatures
 
 logger = logging.getLogger(__name__)
 
@@ -222,14 +222,7 @@ class Installed:
             return
         self._refused = True
         self._withdraw()
-        message = (
-            f"sglang-moe-ext {__version__} is NOT active (SGLang {host.release()} stays stock): "
-            f"{'; '.join(reasons)}. Run `python -m sglang_moe_ext doctor`, "
-            f"or set {env.PREFIX}=0 to silence this."
-        )
-        logger.error(message)
-        if env.is_strict():
-            raise SystemExit(message)
+        refusal.refuse(reasons)
 
     def _withdraw(self) -> None:
         """Put every original back; what another plugin put over ours stays."""

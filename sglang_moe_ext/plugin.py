@@ -4,43 +4,69 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
+from typing import TYPE_CHECKING
 
-import wrapt
+# Imports of this package fail in `register`, where strict mode can be honoured.
+from sglang_moe_ext import refusal
+from sglang_moe_ext.notice import describe
 
-from sglang_moe_ext import env, host, overrides, trace
-from sglang_moe_ext.overrides import INSTALLED, Target
+if TYPE_CHECKING:
+    from sglang_moe_ext.overrides import Target
 
 logger = logging.getLogger(__name__)
 
 
 @functools.cache  # SGLang may load plugins twice; the second time changes nothing
 def register() -> None:
-    """Override SGLang's router and gate, or nothing.
+    """Override SGLang's router and gate, or nothing, whatever fails on the way.
 
-    SGLang logs whatever a plugin raises and goes on, so failing means: one error in the log
-    and a stock server, or under SGLANG_MOE_EXT_STRICT=1 the end of the process.
+    Failing means: one error in the log and a stock server, or under
+    SGLANG_MOE_EXT_STRICT=1 the end of the process. It is not tried again.
     """
     try:
+        _register()
+    except Exception as error:  # SGLang would log it and start a half-patched server
+        _refuse([f"its register() failed: {describe(error)}"])
+
+
+def _register() -> None:
+    from sglang_moe_ext import env, host, overrides, trace
+
+    try:
         settings = env.settings()
+        if not settings.enabled:
+            logger.info("%s=0: nothing is overridden", env.PREFIX)
+            return
+        problems = overrides.problems()
+        if problems:
+            _refuse(problems)
+            return
+        if settings.trace:
+            trace.start(settings.trace)
     except env.EnvError as error:
-        INSTALLED.refuse([str(error)])
+        _refuse([str(error)])
         return
-    if not settings.enabled:
-        logger.info("%s=0: nothing is overridden", env.PREFIX)
-        return
-    problems = overrides.problems()
-    if problems:
-        INSTALLED.refuse(problems)
-        return
-    if settings.trace:
-        trace.start(settings.trace)
+    import wrapt
+
     for target in overrides.TARGETS:
         wrapt.register_post_import_hook(functools.partial(_install, target), target.module)
-    host.after_hooks(INSTALLED.verify)
+    host.after_hooks(overrides.INSTALLED.verify)
+
+
+def _refuse(reasons: list[str]) -> None:
+    """Also takes back what is in place, and keeps import hooks from placing more."""
+    overrides = sys.modules.get("sglang_moe_ext.overrides")
+    if overrides is None:
+        refusal.refuse(reasons)
+    else:
+        overrides.INSTALLED.refuse(reasons)
 
 
 def _install(target: Target, module: object) -> None:
+    from sglang_moe_ext.overrides import INSTALLED
+
     try:
         INSTALLED.install(target)
     except Exception as error:  # an import of SGLang's must not fail because of us
-        INSTALLED.refuse([f"{target.path} was not replaced: {type(error).__name__}: {error}"])
+        INSTALLED.refuse([f"{target.path} was not replaced: {describe(error)}"])

@@ -9,34 +9,48 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import multiprocessing
 import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from sglang_moe_ext import __version__, ledger
+from sglang_moe_ext import __version__, env, ledger, notice
+from sglang_moe_ext.notice import describe
+
+logger = logging.getLogger(__name__)
 
 TOTALS_EVERY_S = 0.5
 _started = False
 
 
 def start(directory: Path) -> None:
-    """Trace this process into `directory`; a second call changes nothing."""
+    """Trace this process into `directory`; a second call changes nothing.
+
+    Raises EnvError if nothing can be written there.
+    """
     global _started
     if _started:
         return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lines = _Lines(directory / f"{os.getpid()}.jsonl")
+    except OSError as error:
+        raise env.EnvError(
+            f"{env.PREFIX}_TRACE is {str(directory)!r}, expected a directory that can be written: "
+            f"{describe(error)}"
+        ) from error
     _started = True
-    directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / f"{os.getpid()}.jsonl").open("a", buffering=1, encoding="utf-8")
-    _write(file, event="process", role=_role(), version=__version__, argv=sys.argv)
+    lines.write(event="process", role=_role(), version=__version__, argv=sys.argv)
     for decision in ledger.decisions:
-        _write_decision(file, decision)
-    ledger.listeners.append(lambda decision: _write_decision(file, decision))
-    totals = _Totals(file)
+        _write_decision(lines, decision)
+    ledger.listeners.append(lambda decision: _write_decision(lines, decision))
+    totals = _Totals(lines)
     threading.Thread(target=totals.write_forever, name="moe-ext-trace", daemon=True).start()
     atexit.register(totals.write)
 
@@ -44,7 +58,8 @@ def start(directory: Path) -> None:
 def read(directory: Path) -> Iterator[dict[str, Any]]:
     """One record per decision of every traced process, with its last totals."""
     for path in sorted(directory.glob("*.jsonl")):
-        events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed process
+        events = [json.loads(line) for line in whole_lines.splitlines()]
         decisions = [event for event in events if event["event"] == "decision"]
         totals = [event for event in events if event["event"] == "totals"]
         for index, decision in enumerate(decisions):
@@ -55,11 +70,29 @@ def read(directory: Path) -> Iterator[dict[str, Any]]:
             yield {**decision, "role": role, "calls": calls, "tokens": tokens}
 
 
+class _Lines:
+    """A file of JSON lines. A disk that fails ends the trace, never a request."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+
+    def write(self, **fields: Any) -> None:
+        if self._file.closed:
+            return
+        try:
+            self._file.write(json.dumps({"pid": os.getpid(), **fields}) + "\n")
+        except OSError as error:
+            message = f"the trace {self._file.name} ends here: {describe(error)}"
+            notice.once(logger.error, f"sglang-moe-ext: {message}")
+            with suppress(OSError):
+                self._file.close()
+
+
 class _Totals:
     """Writes the counts of all decisions, in their order, when they have changed."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
         self._written: list[list[int]] = []
 
     def write_forever(self) -> None:
@@ -71,18 +104,14 @@ class _Totals:
         counts = [[decision.calls, decision.tokens] for decision in ledger.decisions]
         if counts != self._written:
             self._written = counts
-            _write(self._file, event="totals", role=_role(), counts=counts)
+            self._lines.write(event="totals", role=_role(), counts=counts)
 
 
-def _write_decision(file: TextIO, decision: ledger.Decision) -> None:
+def _write_decision(lines: _Lines, decision: ledger.Decision) -> None:
     fields = asdict(decision)
     fields.pop("calls")
     fields.pop("tokens")
-    _write(file, event="decision", role=_role(), **fields)
-
-
-def _write(file: TextIO, **fields: Any) -> None:
-    file.write(json.dumps({"pid": os.getpid(), **fields}) + "\n")
+    lines.write(event="decision", role=_role(), **fields)
 
 
 def _role() -> str:

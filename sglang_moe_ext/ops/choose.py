@@ -12,9 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sglang_moe_ext import env, ledger
+from sglang_moe_ext import env, ledger, notice
 from sglang_moe_ext.ledger import Decision
 from sglang_moe_ext.limits import PORTABLE, PREFERENCE
+from sglang_moe_ext.notice import describe
 from sglang_moe_ext.ops import selfcheck
 from sglang_moe_ext.ops.backend import Backend, Prepared, Run
 from sglang_moe_ext.ops.spec import RouterSpec
@@ -39,12 +40,12 @@ class BackendError(RuntimeError):
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """A decision and the function that carries it out."""
+    """A decision and the function that carries it out; if it raises, `is_last` says: so be it."""
 
     spec: RouterSpec
     run: Run
     decision: Decision
-    forced: bool = False
+    is_last: bool = False
 
 
 def candidates(device_type: str) -> tuple[str, ...]:
@@ -57,19 +58,28 @@ def explain(spec: RouterSpec) -> list[tuple[str, str | None]]:
 
     Loads backends but runs none: a self-check may still pass one over.
     """
-    return [(name, _refusal(name, spec)) for name in candidates(spec.device_type)]
+
+    def refusal(name: str) -> str | None:
+        try:
+            return _load(name).supports(spec)
+        except Exception as error:  # a broken package may raise anything at import
+            return f"unusable: {describe(error)}"
+
+    return [(name, refusal(name)) for name in candidates(spec.device_type)]
 
 
 def force(name: str, spec: RouterSpec, device: torch.device) -> Plan:
     """A plan for this backend only. Raises BackendError with the reason if it cannot serve."""
     if name not in MODULES:
         raise ValueError(f"backend is {name!r}, expected one of {', '.join(MODULES)}")
-    refusal = _refusal(name, spec)
-    if refusal:
-        raise BackendError(f"backend {name!r} was forced but cannot route {spec}: {refusal}")
-    prepared = _load(name).prepare(spec)
+    try:
+        prepared = _prepare(name, spec)
+    except Exception as error:
+        prepared = f"unusable: {describe(error)}"
+    if isinstance(prepared, str):
+        raise BackendError(f"backend {name!r} was forced but cannot route {spec}: {prepared}")
     decision = _decision(spec, device, name, f"forced; {prepared.detail}")
-    return Plan(spec, prepared.run, ledger.record(decision), forced=True)
+    return Plan(spec, prepared.run, ledger.record(decision), is_last=True)
 
 
 def choose(
@@ -77,51 +87,54 @@ def choose(
 ) -> Plan:
     """The first candidate, not yet rejected, that supports the call and passes its check.
 
-    Raises BackendError with every reason if none is left.
+    If none is left, a plan whose every call raises BackendError with all the reasons.
     """
     passed_over = dict(rejected)
     for name in candidates(spec.device_type):
         if name in passed_over:
             continue
-        refusal = _refusal(name, spec)
-        if refusal is None:
-            prepared = _load(name).prepare(spec)
-            started = time.perf_counter()
-            refusal = _failed_check(name, prepared, spec, device)
-            if refusal is None:
-                elapsed_ms = round((time.perf_counter() - started) * 1e3, 2)
-                decision = _decision(spec, device, name, prepared.detail)
-                decision.rejected = tuple(passed_over.items())
-                decision.selfcheck_ms = elapsed_ms if _is_checked(name) else None
-                return Plan(spec, prepared.run, ledger.record(decision))
-        passed_over[name] = refusal
+        try:
+            prepared = _prepare(name, spec)
+        except Exception as error:  # numba and drivers raise anything; no request is lost to it
+            passed_over[name] = why = f"unusable: {describe(error)}"
+            _say(f"backend {name!r} is {why}; the next backend serves")
+            continue
+        if isinstance(prepared, str):
+            passed_over[name] = prepared
+            continue
+        started = time.perf_counter()
+        failure = _failed_check(name, prepared, spec, device)
+        if failure:
+            passed_over[name] = failure
+            continue
+        elapsed_ms = round((time.perf_counter() - started) * 1e3, 2)
+        decision = _decision(spec, device, name, prepared.detail)
+        decision.rejected = tuple(passed_over.items())
+        decision.selfcheck_ms = elapsed_ms if _is_checked(name) else None
+        return Plan(spec, prepared.run, ledger.record(decision))
     reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
-    raise BackendError(f"no backend can route {spec} on {device}: {reasons}")
+    message = f"no backend can route {spec} on {device}: {reasons}"
+    _say(message)
+
+    def refuse(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        raise BackendError(message)
+
+    return Plan(spec, refuse, _decision(spec, device, "none", message), is_last=True)
 
 
-def serve_with_the_next(
-    plan: Plan, error: Exception, logits: Tensor, bias: Tensor
-) -> tuple[Plan, tuple[Tensor, Tensor]]:
-    """Answer a call whose backend raised; returns the plan to keep to from now on."""
-    while True:
-        failed = plan.decision
-        why = f"raised {type(error).__name__}: {error}"
-        logger.error(
-            "backend %r %s while routing %s on %s; the next backend takes over",
-            failed.backend,
-            why,
-            failed.shape,
-            failed.device,
-        )
-        rejected = (*failed.rejected, (failed.backend, why))
-        try:
-            plan = choose(plan.spec, logits.device, rejected)
-        except BackendError:
-            raise error from None
-        try:
-            return plan, plan.run(logits, bias)
-        except Exception as next_error:
-            error = next_error
+def choose_next(plan: Plan, error: Exception, device: torch.device) -> Plan:
+    """The plan to keep to from now on, after a call of `plan` raised `error`."""
+    failed = plan.decision
+    why = f"raised {describe(error)}"
+    _say(
+        f"backend {failed.backend!r} {why} while routing {failed.shape} {failed.dtype} on "
+        f"{failed.device}; the next backend takes over"
+    )
+    return choose(plan.spec, device, (*failed.rejected, (failed.backend, why)))
+
+
+def _say(message: str) -> None:
+    notice.once(logger.error, f"sglang-moe-ext: {message}; see `python -m sglang_moe_ext doctor`")
 
 
 def _decision(spec: RouterSpec, device: torch.device, backend: str, detail: str) -> Decision:
@@ -133,11 +146,10 @@ def _load(name: str) -> Backend:
     return cast(Backend, importlib.import_module(MODULES[name]))
 
 
-def _refusal(name: str, spec: RouterSpec) -> str | None:
-    try:
-        return _load(name).supports(spec)
-    except ImportError as error:
-        return f"not installed: {error}"
+def _prepare(name: str, spec: RouterSpec) -> Prepared | str:
+    """The backend bound to the specification, or why it does not serve it. May raise anything."""
+    backend = _load(name)
+    return backend.supports(spec) or backend.prepare(spec)
 
 
 def _is_checked(name: str) -> bool:
@@ -156,11 +168,11 @@ def _failed_check(
     try:
         failure = selfcheck.find_failure(prepared.run, spec, device)
     except Exception as error:  # a kernel may raise anything; none of it may reach a request
-        failure = f"raised {type(error).__name__}: {error}"
+        failure = f"raised {describe(error)}"
     if failure is None:
         return None
     message = f"backend {name!r} failed its self-check for {spec} on {device}: {failure}"
-    logger.error("%s; it will not serve this shape", message)
+    _say(f"{message}; it will not serve this shape")
     if env.settings().strict:
         raise SystemExit(f"sglang-moe-ext: {message}")
     return f"self-check: {failure}"

@@ -80,7 +80,7 @@ def compiled() -> Any:
     route = _route(_digest())
     try:
         return numba.cfunc(_SIGNATURE, cache=True)(route)
-    except (OSError, RuntimeError):  # numba raises either for want of a place
+    except Exception:  # no place for a cache, a full disk, or one that holds rubbish
         return numba.cfunc(_SIGNATURE)(route)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sglang_moe_ext import env, ledger
-from sglang_moe_ext.ops.choose import Plan, choose, force, serve_with_the_next
+from sglang_moe_ext.ops.choose import Plan, choose, choose_next, force
 from sglang_moe_ext.ops.spec import RouterSpec
 
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -47,7 +47,7 @@ def biased_grouped_topk(
     report (arXiv 2412.19437) section 2.1.2, and ops/reference.py for what it leaves open.
 
     Raises ValueError naming the argument, what was found and what is allowed, before any
-    launch; BackendError if a forced backend cannot serve the call.
+    launch; BackendError if a forced backend, or every backend, cannot serve the call.
     """
     if torch.compiler.is_compiling():
         result: tuple[Tensor, Tensor] = torch.ops.sglang_moe_ext.biased_grouped_topk(
@@ -103,13 +103,14 @@ def biased_grouped_topk(
         gating_output = gating_output.contiguous()
     if not correction_bias.is_contiguous():
         correction_bias = correction_bias.contiguous()
-    try:
-        result = plan.run(gating_output, correction_bias)
-    except Exception as error:  # whatever a kernel throws, the request must not be lost
-        if plan.forced:
-            raise
-        plan, result = serve_with_the_next(plan, error, gating_output, correction_bias)
-        _plans[key] = plan
+    while True:
+        try:
+            result = plan.run(gating_output, correction_bias)
+            break
+        except Exception as error:  # whatever a kernel throws, the request must not be lost
+            if plan.is_last:
+                raise
+            plan = _plans[key] = choose_next(plan, error, gating_output.device)
     plan.decision.calls += 1
     plan.decision.tokens += tokens
     return result

@@ -1,17 +1,19 @@
 """A few small built batches that a backend must route as the reference does before it serves.
 
 They hold what breaks router kernels in the field: exact ties, a bias with a large offset,
-scores that underflow, one and several rows. Outputs come from memory that was poisoned
-just before, so a row or column left unwritten shows.
+scores that underflow, one and several rows. Outputs come from poisoned memory, so a row or
+column left unwritten shows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sglang_moe_ext.ops.backend import Run
 from sglang_moe_ext.ops.compare import find_mismatch
@@ -27,8 +29,10 @@ def find_failure(run: Run, spec: RouterSpec, device: torch.device) -> str | None
         bias = bias.to(spec.bias_dtype)
         if spec.per_token_bias:
             bias = bias.expand_as(logits).contiguous()
+        logits_there, bias_there = logits.to(device), bias.to(device)
         _poison(logits.shape[0], spec.topk, device)
-        weights, ids = run(logits.to(device), bias.to(device))
+        with _Poisoned():
+            weights, ids = run(logits_there, bias_there)
         mismatch = find_mismatch(weights, ids, logits, bias, spec)
         if mismatch:
             return f"{name}: {mismatch}"
@@ -50,7 +54,31 @@ def _batches(spec: RouterSpec) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "scores that underflow", -200 + spread, torch.zeros(E) + (expert % 8) / 8
 
 
+class _Poisoned(TorchFunctionMode):
+    """What a backend allocates from Python comes filled with garbage."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _UNINITIALISED:
+            result.fill_(_garbage(result.dtype))
+        return result
+
+
+_UNINITIALISED = frozenset(
+    (torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty, Tensor.new_empty_strided)
+)
+
+
+def _garbage(dtype: torch.dtype) -> float:
+    if dtype.is_floating_point:
+        return math.nan
+    return 1 if dtype == torch.bool else torch.iinfo(dtype).max
+
+
 def _poison(rows: int, columns: int, device: torch.device) -> None:
-    """Leave garbage where the allocator will probably place the next outputs."""
-    torch.full((rows, columns), math.nan, dtype=torch.float32, device=device)
-    torch.full((rows, columns), -777, dtype=torch.int32, device=device)
+    """The same for what a kernel library allocates, as far as the allocator hands it out again.
+
+    Two places at once, for weights and ids; the bits of -777 are a NaN as float32.
+    """
+    held = [torch.full((rows, columns), -777, dtype=torch.int32, device=device) for _ in range(2)]
+    del held

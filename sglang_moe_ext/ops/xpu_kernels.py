@@ -8,12 +8,18 @@ if its argument names are those of a known variant, and if its Python wrapper ag
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+
+from sglang_moe_ext import notice
+from sglang_moe_ext.notice import describe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +75,10 @@ def find(name: str) -> Kernel | str:
     """The operation, or the reason why it cannot be used."""
     try:
         import sgl_kernel
-    except (ImportError, OSError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        return f"sgl_kernel cannot be imported: {first_line}"
+    except Exception as error:  # a library built for another PyTorch raises anything
+        reason = f"sgl_kernel cannot be imported: {describe(error)}"
+        notice.once(logger.error, f"sglang-moe-ext: {reason}; its operations do not serve")
+        return reason
     packet = getattr(torch.ops.sgl_kernel, name, None)
     if packet is None:
         return f"this sgl_kernel has no operation {name}"
