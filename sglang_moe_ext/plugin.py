@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 
 import wrapt
 
@@ -34,13 +35,17 @@ def register() -> None:
         return
     if settings.trace:
         trace.start(settings.trace)
-    for target in overrides.TARGETS:
-        wrapt.register_post_import_hook(functools.partial(_install, target), target.module)
+    targets = overrides.targets()
+    _install([target for target in targets if target.module in sys.modules])
+    for module in {target.module for target in targets} - sys.modules.keys():
+        later = [target for target in targets if target.module == module]
+        wrapt.register_post_import_hook(functools.partial(_install, later), module)
     host.after_hooks(INSTALLED.verify)
 
 
-def _install(target: Target, module: object) -> None:
+def _install(targets: list[Target], module: object = None) -> None:
     try:
-        INSTALLED.install(target)
+        INSTALLED.install(targets)
     except Exception as error:  # an import of SGLang's must not fail because of us
-        INSTALLED.refuse([f"{target.path} was not replaced: {type(error).__name__}: {error}"])
+        names = " and ".join(target.path for target in targets)
+        INSTALLED.refuse([f"{names}: not replaced, {type(error).__name__}: {error}"])

@@ -80,8 +80,8 @@ BROKEN = {
     ),
     "alias gone": (
         "topk",
-        "return biased_grouped_topk(",
-        "return globals()['biased_grouped_topk'](",
+        "routed = biased_grouped_topk(",
+        "routed = globals()['biased_grouped_topk'](",
         "select_experts does not call biased_grouped_topk",
     ),
     "parameter added": (
