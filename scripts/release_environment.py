@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -62,20 +63,32 @@ class ImportLevel:
 
 
 def run(
-    release: str, code: str, *arguments: str, stand_ins: bool, timeout_s: float = 600
+    release: str,
+    code: str,
+    *arguments: str,
+    stand_ins: bool,
+    package: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 600,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -c code arguments` with a release in front, in an empty folder."""
-    paths = [fetch_releases.fetch(release), *pinned(release)]
-    environment = os.environ | {
+    """Run `python -c code arguments` with a release in front, in an empty folder.
+
+    package: a changed copy of the folder that holds the release's `sglang`.
+    environment: further variables.
+    """
+    paths = [package or fetch_releases.fetch(release), *pinned(release)]
+    variables = {
+        **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, [STAND_INS] * stand_ins + paths)),
         "PYTHONWARNINGS": "ignore",
         # Not the CPU platform of the tests, which SGLang would select by itself: it needs 0.5.14.
         "SGLANG_PLUGINS": "moe_ext",
+        **(environment or {}),
     }
     with tempfile.TemporaryDirectory() as folder:
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            env=environment,
+            env=variables,
             cwd=folder,
             capture_output=True,
             text=True,

@@ -213,6 +213,9 @@ class Installed:
                     setattr(holder, name, replacements[id(value)])
                     self._undo.append((holder, name, value, replacements[id(value)]))
 
+    def put_in_place(self, function: Any) -> bool:
+        return any(function is replacement for *_, replacement in self._undo)
+
     def verify(self) -> None:
         """Refuse if another plugin took a target whose module is imported."""
         missing = self._missing()
@@ -271,7 +274,7 @@ INSTALLED = Installed()
 def leads_to_us(function: Any) -> bool:
     """Ours, or another plugin's wrapper (functools.wraps) around ours."""
     while function is not None:
-        if ORIGINAL in vars(function):
+        if INSTALLED.put_in_place(function):
             return True
         function = getattr(function, "__wrapped__", None)
     return False

@@ -193,16 +193,20 @@ class StubHost:
         path.write_text(text.replace(old, new))
 
     def add_plugin(self, name: str, source: str) -> None:
-        """A second distribution with a plugin `name` whose `register` is in `source`."""
-        (self.folder / f"{name}.py").write_text(source)
-        info = self.folder / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {name}:register\n")
+        add_plugin(self.folder, name, source)
 
     def probe(self, again: str = "", **environment: str) -> Probe:
         """Load plugins, build the model, route once. `again` runs after the imports."""
         return run_python(PROBE.replace("AGAIN", again), self.folder, environment)
+
+
+def add_plugin(folder: Path, name: str, source: str) -> None:
+    """Into `folder`, a second distribution with a plugin `name`; `register` is in `source`."""
+    (folder / f"{name}.py").write_text(source)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {name}:register\n")
 
 
 class Probe:
