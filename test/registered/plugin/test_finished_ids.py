@@ -7,6 +7,7 @@ SGLang up to 0.5.9 leaves that to the router, 0.5.10 to 0.5.22 forget it on XPU 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from sim_xpu.run_cases import run_cases
 from test_support.stub_host import OURS, STOCK, StubHost
 from torch import Tensor
 
@@ -110,6 +114,10 @@ def test_what_is_left_to_sglang_is_left_alone(
 def test_without_data_nothing_is_changed() -> None:
     ids = torch.tensor([[0, 2]])
     assert process(gpu_only, ids)[0] is ids
+
+
+def test_on_the_simulated_xpu() -> None:
+    run_cases("finished_ids_cases.py")
 
 
 @pytest.mark.parametrize("shared", [0, 2])
