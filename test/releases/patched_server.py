@@ -31,12 +31,12 @@ def register():
     loader = callers[callers.index("load_plugins") - 1]
     Path(os.environ["WITNESS_FOLDER"], str(os.getpid())).write_text(loader)
     if importlib.util.find_spec("sglang.srt.platforms"):
-        offer_mla_pool()
+        offer_pools()
     wrapt.register_post_import_hook(serve_mla, HANDLERS)
     wrapt.register_post_import_hook(serve_mla_in_one_file, MODEL)
 
 
-def offer_mla_pool():
+def offer_pools():
     # Up to 0.5.21 a platform must bring its pools; from 0.5.22 on it may leave them to SGLang.
     from plain_cpu.platform import PlainCpuPlatform
     from sglang.srt.platforms.interface import SRTPlatform
@@ -46,8 +46,14 @@ def offer_mla_pool():
 
         return MLATokenToKVPool(*args, **kwargs)
 
+    def allocator(*args, page_size, **kwargs):
+        from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+
+        return TokenToKVPoolAllocator(*args, **kwargs)
+
     if not hasattr(SRTPlatform, "get_kv_pool_cls"):
         PlainCpuPlatform.get_mla_kv_pool_cls = lambda platform: mla_pool
+        PlainCpuPlatform.get_paged_allocator_cls = lambda platform: allocator
 
 
 HANDLERS = "sglang.srt.models.deepseek_common.attention_backend_handler"
