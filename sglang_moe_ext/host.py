@@ -56,6 +56,23 @@ def calls_by_name(module: str, caller: str, callee: str) -> bool:
     )
 
 
+def branches(module: str, function: str, first: str) -> tuple[str, ...]:
+    """Conditions of the if-elif chain at the top of a function's body that starts with `first`.
+
+    The last is "else" if the chain has one. Raises LookupError.
+    """
+    definition: Any = _definition(module, function)
+    for statement in definition.body:
+        if not isinstance(statement, ast.If) or ast.unparse(statement.test) != first:
+            continue
+        conditions, rest = [first], statement.orelse
+        while len(rest) == 1 and isinstance(rest[0], ast.If):
+            conditions.append(ast.unparse(rest[0].test))
+            rest = rest[0].orelse
+        return (*conditions, *["else"][: len(rest)])
+    raise LookupError(f"{module}.{function} has no branch `if {first}`")
+
+
 def after_hooks(callback: Callable[[], None]) -> None:
     """Run `callback` once, when SGLang has applied the hooks of every plugin.
 

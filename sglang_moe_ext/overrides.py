@@ -7,9 +7,10 @@ code in every process; and an original kept as a module global would be rewritte
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType, ModuleType
@@ -61,10 +62,15 @@ class Target:
 def _router(original: Any) -> Any:
     from sglang_moe_ext.router import make_mapping_router, make_router
 
-    if host.parameters(TOPK, "biased_grouped_topk_gpu") == signatures.ROUTER_THAT_MAPS:
-        map_and_mask = sys.modules[TOPK]._biased_grouped_topk_postprocess
-        return make_mapping_router(original, map_and_mask)
+    if ids_finished().by == "router":
+        return make_mapping_router(original, sys.modules[TOPK].topk_ids_logical_to_physical)
     return make_router(original)
+
+
+def _post_processor(original: Any) -> Any:
+    from sglang_moe_ext.router import make_post_processor
+
+    return make_post_processor(original, sys.modules[TOPK].topk_ids_logical_to_physical)
 
 
 def _gate(original: Any) -> Any:
@@ -146,11 +152,57 @@ TARGETS = (
     ),
 )
 
+# Only where SGLang forgets it: see `ids_finished`.
+POST_PROCESSOR = Target(
+    TOPK,
+    "_post_process_topk_ids",
+    caller="select_experts",
+    called_as="_post_process_topk_ids",
+    parameters=MappingProxyType({"": signatures.POST_PROCESSORS}),
+    replacement=_post_processor,
+    reason="on XPU and CPU padded rows reach real experts and EPLB's remapping is lost",
+    remove_when="no SGLang older than 0.5.23 is served",
+)
+
+
+@dataclass(frozen=True)
+class IdsFinished:
+    """Who maps routed ids to physical experts and masks padded rows on XPU and CPU.
+
+    by: "sglang", "router" (which is ours), "us" (we restore it), or "unknown".
+    why: what was found that says so.
+    """
+
+    by: str
+    why: str
+
+
+@functools.cache
+def ids_finished() -> IdsFinished:
+    """What this SGLang's source says of it; raises nothing."""
+    try:
+        if host.parameters(TOPK, "biased_grouped_topk_gpu") == signatures.ROUTER_THAT_MAPS:
+            return IdsFinished(
+                "router", "biased_grouped_topk_gpu takes expert_location_dispatch_info"
+            )
+        branches = host.branches(TOPK, POST_PROCESSOR.name, "_is_cuda")
+    except LookupError as error:
+        return IdsFinished("unknown", str(error))
+    why = f"{POST_PROCESSOR.name} has the branches {', '.join(branches)}"
+    if branches in signatures.GPU_ONLY_BRANCHES:
+        return IdsFinished("us", why)
+    return IdsFinished("sglang" if branches[-1] == "else" else "unknown", why)
+
+
+def targets() -> tuple[Target, ...]:
+    """What is replaced in this SGLang."""
+    return (*TARGETS, POST_PROCESSOR) if ids_finished().by == "us" else TARGETS
+
 
 def problems() -> list[str]:
     """What about the installed SGLang keeps us from overriding it; empty if nothing."""
     found = []
-    for target in TARGETS:
+    for target in targets():
         try:
             if target.caller and not host.calls_by_name(
                 target.module, target.caller, target.called_as
@@ -181,26 +233,34 @@ class Installed:
         self._refused = False
         self._confirmed = False
 
-    def install(self, target: Target) -> None:
-        """Replace `target` everywhere it is bound; nothing if it is ours already."""
-        module = sys.modules[target.module]
-        original = attrgetter(target.name)(module)
-        if self._refused or hasattr(original, ORIGINAL):
+    def install(self, targets: Iterable[Target]) -> None:
+        """Replace `targets` everywhere they are bound; those that are ours already stay."""
+        if self._refused:
             return
-        replacement = target.replacement(original)
-        setattr(replacement, ORIGINAL, original)
-        owner, _, _ = target.name.rpartition(".")
+        replacements, classes = {}, []
+        for target in targets:
+            module = sys.modules[target.module]
+            original = attrgetter(target.name)(module)
+            if hasattr(original, ORIGINAL):
+                continue
+            replacement = target.replacement(original)
+            setattr(replacement, ORIGINAL, original)
+            replacements[id(original)] = replacement
+            owner, _, _ = target.name.rpartition(".")
+            classes += [attrgetter(owner)(module)] if owner else []
+        if not replacements:
+            return
         # The alias that callers use is a second name in the same module; other modules may
         # have imported the original before us.
-        for holder in (
-            [attrgetter(owner)(module)]
-            if owner
-            else [m for m in sys.modules.values() if isinstance(m, ModuleType)]
-        ):
+        modules = [each for each in sys.modules.values() if isinstance(each, ModuleType)]
+        for holder in (*classes, *modules):
             for name, value in list(vars(holder).items()):
-                if value is original:
-                    setattr(holder, name, replacement)
-                    self._undo.append((holder, name, original, replacement))
+                if id(value) in replacements:
+                    setattr(holder, name, replacements[id(value)])
+                    self._undo.append((holder, name, value, replacements[id(value)]))
+
+    def put_in_place(self, function: Any) -> bool:
+        return any(function is replacement for *_, replacement in self._undo)
 
     def verify(self) -> None:
         """Refuse if another plugin took a target whose module is imported."""
@@ -235,7 +295,7 @@ class Installed:
 
     def _missing(self) -> list[str]:
         """Imported targets whose callers would not reach us, with the reason."""
-        imported = [target for target in TARGETS if target.module in sys.modules]
+        imported = [target for target in targets() if target.module in sys.modules]
         names = {f"{t.module}.{n}" for t in imported for n in (t.name, t.called_as)}
         found = [
             f"replaced: {target} by {plugin}"
@@ -265,7 +325,7 @@ def lookup(module: object, name: str) -> Any:
 def leads_to_us(function: Any) -> bool:
     """Ours, or another plugin's wrapper (functools.wraps) around ours."""
     while function is not None:
-        if ORIGINAL in vars(function):
+        if INSTALLED.put_in_place(function):
             return True
         function = getattr(function, "__wrapped__", None)
     return False

@@ -49,8 +49,11 @@ def _register() -> None:
         return
     import wrapt
 
-    for target in overrides.TARGETS:
-        wrapt.register_post_import_hook(functools.partial(_install, target), target.module)
+    targets = overrides.targets()
+    _install([target for target in targets if target.module in sys.modules])
+    for module in {target.module for target in targets} - sys.modules.keys():
+        later = [target for target in targets if target.module == module]
+        wrapt.register_post_import_hook(functools.partial(_install, later), module)
     host.after_hooks(overrides.INSTALLED.verify)
 
 
@@ -63,10 +66,11 @@ def _refuse(reasons: list[str]) -> None:
         overrides.INSTALLED.refuse(reasons)
 
 
-def _install(target: Target, module: object) -> None:
+def _install(targets: list[Target], module: object = None) -> None:
     from sglang_moe_ext.overrides import INSTALLED
 
     try:
-        INSTALLED.install(target)
+        INSTALLED.install(targets)
     except Exception as error:  # an import of SGLang's must not fail because of us
-        INSTALLED.refuse([f"{target.path} was not replaced: {describe(error)}"])
+        names = " and ".join(target.path for target in targets)
+        INSTALLED.refuse([f"{names}: not replaced, {describe(error)}"])

@@ -28,6 +28,24 @@ ROUTER_THAT_MAPS = _names(
 )
 ROUTERS = (ROUTER, ROUTER_THAT_MAPS)
 
+_POST_PROCESSOR = (
+    "topk_ids topk_weights topk_config router_logits layer_id num_token_non_padded "
+    "expert_location_dispatch_info "
+)
+POST_PROCESSORS = (
+    # 0.5.21 ... 0.5.23
+    _names(_POST_PROCESSOR + "padded_rows_masked"),
+    # 0.5.10 ... 0.5.20
+    _names(_POST_PROCESSOR),
+)
+# Its branches by device, where it forgets all but GPUs.
+GPU_ONLY_BRANCHES = (
+    # 0.5.13 ... 0.5.22
+    _names("_is_cuda _is_hip"),
+    # 0.5.10 ... 0.5.12
+    _names("_is_cuda"),
+)
+
 _GATE = "self config quant_config prefix "
 GATE_INITS = (
     # 0.5.21 ... 0.5.23

@@ -33,7 +33,7 @@ load_plugins()
 import importlib
 from sglang_moe_ext import host, overrides
 live, names = {}, set()
-for target in overrides.TARGETS:
+for target in overrides.targets():
     module = importlib.import_module(target.module)
     live[target.path] = overrides.leads_to_us(overrides.lookup(module, target.called_as))
     names |= {target.path, f"{target.module}.{target.called_as}"}
@@ -120,6 +120,20 @@ def known_signatures() -> Iterator[Check]:
         yield Check("signatures", "ok", f"those of SGLang {host.release()} are known")
 
 
+def finished_ids() -> Iterator[Check]:
+    """Are padded rows masked and experts remapped on XPU and CPU, and by whom?"""
+    finished = overrides.ids_finished()
+    words = {
+        "sglang": "done by SGLang",
+        "router": "done by the router, ours included",
+        "us": "restored by us, SGLang forgets it on XPU and CPU",
+        "unknown": "unknown: on XPU and CPU padded rows may reach real experts",
+    }
+    status = "warn" if finished.by == "unknown" else "ok"
+    remedy = "" if status == "ok" else "with EPLB or padding on these devices, use 0.5.23"
+    yield Check("padding, remapping", status, f"{words[finished.by]} ({finished.why})", remedy)
+
+
 def patches() -> Iterator[Check]:
     """Which of our patches this SGLang carries."""
     spec = importlib.util.find_spec("sglang")
@@ -146,7 +160,7 @@ def liveness() -> Iterator[Check]:
     except (subprocess.SubprocessError, ValueError) as error:
         yield Check("live", "fail", str(error), f"see the error; {env.PREFIX}=0 switches us off")
         return
-    for target in overrides.TARGETS:
+    for target in overrides.targets():
         is_ours = report["live"][target.path]
         found = "resolves to us" if is_ours else "resolves to SGLang's own"
         remedy = "" if is_ours else "; ".join(report["errors"]) or "see the checks above"

@@ -85,7 +85,7 @@ def _backend(device: str, spec: RouterSpec) -> Check:
         return Check(f"{device}: no backend", "fail", str(error), remedy)
     decision, backend = plan.decision, plan.decision.backend
     passed_over = [f"not {name}: {why}" for name, why in decision.rejected]
-    reserve = () if plan.forced else candidates[candidates.index(backend) + 1 :]
+    reserve = () if forced != "auto" else candidates[candidates.index(backend) + 1 :]
     in_reserve = [f"in reserve {', '.join(reserve)}"] if reserve else []
     found = "; ".join((decision.detail, *passed_over, *in_reserve))
     is_slow = backend in PORTABLE and candidates[0] not in PORTABLE

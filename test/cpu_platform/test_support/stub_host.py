@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TOPK = """
+from types import SimpleNamespace
 from sglang.srt.environ import IMPORTED
 IMPORTED.append(__name__)
 
@@ -27,11 +28,42 @@ def biased_grouped_topk_gpu(
 
 biased_grouped_topk = biased_grouped_topk_gpu
 
-def select_experts(hidden_states, router_logits, bias):
-    return biased_grouped_topk(
+_is_cuda = _is_hip = False
+
+def topk_ids_logical_to_physical(topk_ids, info):
+    return topk_ids if info is None else info[topk_ids]
+
+def _post_process_topk_ids(
+    topk_ids, topk_weights, topk_config, router_logits, layer_id, num_token_non_padded=None,
+    expert_location_dispatch_info=None, padded_rows_masked=False,
+):
+    recorded.append(topk_ids)
+    if _is_cuda:
+        raise AssertionError
+    elif _is_hip:
+        raise AssertionError
+    else:
+        topk_ids = topk_ids_logical_to_physical(topk_ids, expert_location_dispatch_info)
+        if num_token_non_padded is not None:
+            topk_ids[num_token_non_padded:] = -1
+    return topk_ids, topk_weights, topk_ids
+
+recorded = []
+
+def select_experts(hidden_states, router_logits, bias, valid_rows=None, info=None):
+    routed = biased_grouped_topk(
         hidden_states=hidden_states, gating_output=router_logits, correction_bias=bias, topk=2,
         renormalize=True, num_expert_group=1, topk_group=1,
     )
+    if routed == "stock":
+        return routed
+    config = SimpleNamespace(use_grouped_topk=True, num_fused_shared_experts=0)
+    ids, weights, _ = _post_process_topk_ids(
+        topk_ids=routed[1], topk_weights=routed[0], topk_config=config,
+        router_logits=router_logits, layer_id=0, num_token_non_padded=valid_rows,
+        expert_location_dispatch_info=info,
+    )
+    return weights, ids
 """
 
 DEEPSEEK_V2 = """
@@ -176,12 +208,7 @@ class StubHost:
         path.write_text(text.replace(old, new))
 
     def add_plugin(self, name: str, source: str) -> None:
-        """A second distribution with a plugin `name` whose `register` is in `source`."""
-        (self.folder / f"{name}.py").write_text(source)
-        info = self.folder / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {name}:register\n")
+        add_plugin(self.folder, name, source)
 
     def set_release(self, version: str) -> None:
         """What this tree says its release is; without it, what is installed says so."""
@@ -192,6 +219,15 @@ class StubHost:
     def probe(self, again: str = "", **environment: str) -> Probe:
         """Load plugins, build the model, route once. `again` runs after the imports."""
         return run_python(PROBE.replace("AGAIN", again), self.folder, environment)
+
+
+def add_plugin(folder: Path, name: str, source: str) -> None:
+    """Into `folder`, a second distribution with a plugin `name`; `register` is in `source`."""
+    (folder / f"{name}.py").write_text(source)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {name}:register\n")
 
 
 class Probe:

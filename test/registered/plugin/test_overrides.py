@@ -61,14 +61,18 @@ def test_switched_off_is_stock(host: StubHost) -> None:
     assert probe.errors() == []
 
 
-def test_excluded_by_sglang_is_stock(host: StubHost) -> None:
-    probe = host.probe(SGLANG_PLUGINS="another")
+def test_excluded_by_sglang_is_stock_and_sglang_says_so(host: StubHost) -> None:
+    """Nothing of ours runs, so the word is SGLang's; `doctor` names the remedy."""
+    probe = host.probe(SGLANG_PLUGINS="another", **STRICT)
     assert probe.is_like(STOCK), probe.log
+    assert probe.log.count("Skipping plugin moe_ext (not in SGLANG_PLUGINS)") == 1
+    assert probe.errors() == []
 
 
 def test_another_platform_does_not_switch_us_off(host: StubHost) -> None:
-    probe = host.probe(SGLANG_PLATFORM="some_platform")
+    probe = host.probe(SGLANG_PLATFORM="some_platform", **STRICT)
     assert probe.is_like(OURS), probe.log
+    assert probe.errors() == []
 
 
 BROKEN = {
@@ -80,8 +84,8 @@ BROKEN = {
     ),
     "alias gone": (
         "topk",
-        "return biased_grouped_topk(",
-        "return globals()['biased_grouped_topk'](",
+        "routed = biased_grouped_topk(",
+        "routed = globals()['biased_grouped_topk'](",
         "select_experts does not call biased_grouped_topk",
     ),
     "parameter added": (
@@ -142,11 +146,13 @@ def test_an_unknown_host_stays_stock_and_says_why_once(host: StubHost, name: str
     assert "expected" in error
 
 
-def test_an_unknown_host_ends_the_process_under_strict(host: StubHost) -> None:
-    host.edit(host.topk, "topk_group=None,", "topk_group=None, temperature=1,")
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_unknown_host_ends_the_process_under_strict(host: StubHost, name: str) -> None:
+    file, old, new, message = BROKEN[name]
+    host.edit(getattr(host, file), old, new)
     probe = host.probe(**STRICT)
     assert probe.code == 1
-    assert "temperature" in probe.log
+    assert message in probe.log
 
 
 def test_a_moved_module_stays_stock(host: StubHost) -> None:
@@ -161,27 +167,63 @@ def test_a_moved_module_stays_stock(host: StubHost) -> None:
     assert "sglang.srt.models.deepseek_v2 has no source file" in error
 
 
-REPLACER = """
+def test_a_moved_class_stays_stock(host: StubHost) -> None:
+    text = host.deepseek_v2.read_text()
+    start, end = text.index("class MoEGate"), text.index("class DeepseekV2MoE")
+    host.deepseek_v2.with_name("gates.py").write_text("import torch\n" + text[start:end])
+    imported = "from sglang.srt.models.gates import MoEGate\n\n"
+    host.deepseek_v2.write_text(text[:start] + imported + text[end:])
+    probe = host.probe()
+    assert probe.is_like(STOCK), probe.log
+    (error,) = probe.errors()
+    assert "sglang.srt.models.deepseek_v2.MoEGate does not exist" in error
+    assert host.probe(**STRICT).code == 1
+
+
+ROUTER = "sglang.srt.layers.moe.topk.biased_grouped_topk"
+GATE = "sglang.srt.models.deepseek_v2.MoEGate"
+REPLACERS = {
+    ROUTER: """
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 def theirs(*args, **kwargs):
     return "stock"
 def register():
     HookRegistry.register("sglang.srt.layers.moe.topk.biased_grouped_topk", theirs,
                           HookType.REPLACE)
-"""
+""",
+    GATE: """
+import torch
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+class TheirGate(torch.nn.Module):
+    def __init__(self, config, quant_config):
+        super().__init__()
+        self.e_score_correction_bias = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    def forward(self, hidden_states):
+        return hidden_states[:, :4]
+def register():
+    HookRegistry.register("sglang.srt.models.deepseek_v2.MoEGate", TheirGate, HookType.REPLACE)
+""",
+}
 
 
+@pytest.mark.parametrize("target", REPLACERS, ids=["router", "gate"])
 @pytest.mark.parametrize("name", ["aaa_other", "zzz_other"], ids=["before us", "after us"])
-def test_a_second_plugin_on_our_target_leaves_no_half(host: StubHost, name: str) -> None:
-    host.add_plugin(name, REPLACER)
+def test_a_second_plugin_on_our_target_leaves_no_half(
+    host: StubHost, name: str, target: str
+) -> None:
+    host.add_plugin(name, REPLACERS[target])
     probe = host.probe()
-    assert probe.is_like(STOCK), probe.log
+    gate = "TheirGate" if target == GATE else "MoEGate"
+    assert probe.is_like({**STOCK, "gate": gate}), probe.log
     (error,) = probe.errors()
-    assert f"replaced: sglang.srt.layers.moe.topk.biased_grouped_topk by {name}" in error
+    assert f"replaced: {target} by {name}" in error
 
 
-def test_a_second_plugin_on_our_target_ends_the_process_under_strict(host: StubHost) -> None:
-    host.add_plugin("other", REPLACER)
+@pytest.mark.parametrize("target", REPLACERS, ids=["router", "gate"])
+def test_a_second_plugin_on_our_target_ends_the_process_under_strict(
+    host: StubHost, target: str
+) -> None:
+    host.add_plugin("other", REPLACERS[target])
     probe = host.probe(**STRICT)
     assert probe.code == 1
     assert "by other" in probe.log

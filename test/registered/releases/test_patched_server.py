@@ -4,18 +4,15 @@ On a plain CPU, with torch of the newest release and stand-ins for sgl_kernel an
 releases than these cannot serve there (see the README's table of releases).
 """
 
-import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "releases"))
 
-from patched_server import ROOT, serve
+from patched_server import TOKENS, generate, make_model, serve
 from plain_cpu.serving import ServerError
 from release_checks import package_of
 
@@ -25,23 +22,11 @@ from sglang_moe_ext.ci import register_cpu_ci, run_file
 register_cpu_ci(est_time=265, suite="base-a-test-cpu", nightly=True)
 
 RELEASES = ["0.5.9", "0.5.10.post1"]
-TOKENS = 8
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    command = [sys.executable, str(ROOT / "scripts" / "make_checkpoint.py"), str(folder)]
-    subprocess.run(command, check=True)
-    return folder
-
-
-def generate(url: str) -> list[int]:
-    sampling = {"max_new_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
-    body = json.dumps({"text": "The router sends", "sampling_params": sampling}).encode()
-    request = Request(f"{url}/generate", body, {"Content-Type": "application/json"})
-    with urlopen(request, timeout=120) as answer:
-        return json.load(answer)["output_ids"]
+    return make_model(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.mark.server
