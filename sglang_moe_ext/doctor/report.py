@@ -23,6 +23,7 @@ def examine() -> list[Check]:
         checks += [
             *host_checks.discovery(),
             *host_checks.known_signatures(),
+            *host_checks.finished_ids(),
             *host_checks.patches(),
         ]
         if has_torch:

@@ -189,7 +189,7 @@ def test_a_missing_compiler_is_a_warning_with_its_remedy(host: StubHost) -> None
     assert process.returncode == 0, process.stdout
     (check,) = [c for c in json.loads(process.stdout)["checks"] if c["name"] == "cpu: torch"]
     assert check["status"] == "warn"
-    assert "not cpu: not installed: no numba here" in check["found"]
+    assert "not cpu: unusable: ImportError: no numba here" in check["found"]
     assert check["remedy"].startswith("pip install 'sglang-moe-ext[cpu]'")
 
 
