@@ -16,7 +16,7 @@ from test_support.fault_server import Outcome, serve
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=120, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=200, suite="base-a-test-cpu", nightly=True)
 
 ROOT = Path(__file__).parents[3]
 ROUTE = """
