@@ -2,8 +2,8 @@
 
 float32 rounding may decide between two keys a few units in the last place apart, so an
 answer that differs from the reference only there is accepted. Everything else is not:
-wrong or repeated experts, a wrong order, weights off by more than WEIGHT_RTOL, anything
-left unwritten.
+wrong or repeated experts, a wrong order, a higher id before a lower one of the same logit and
+bias, weights off by more than WEIGHT_RTOL, anything left unwritten.
 """
 
 from __future__ import annotations
@@ -79,30 +79,69 @@ def _not_a_near_tie(ids: Tensor, logits: Tensor, bias: Tensor, spec: RouterSpec)
     if len(set(routed.tolist())) != routed.numel():
         return "repeated"
 
-    key = _keys(logits, bias)
-    if key.isnan().any() or key.isinf().any():
-        return "not the documented rank of NaN and infinities"
-    slack = NEAR_TIE_ULPS * torch.finfo(torch.float32).eps * float(key.abs().max())
-
+    x, b = logits.double(), bias.double()
+    low, high = _bounds(_keys(logits, bias), x.sigmoid(), b)
+    pairs = torch.stack([x, b], dim=1)
+    twins = pairs.unique(dim=0, return_inverse=True)[1]  # type: ignore[no-untyped-call]
     eligible = torch.ones(E, dtype=torch.bool)
     if spec.num_expert_group > 1:
-        grouped = key.view(spec.num_expert_group, -1)
-        score = grouped.topk(min(2, spec.experts_per_group), dim=1).values.sum(dim=1)
-        cut = score.topk(spec.topk_group).values[-1]
-        used = list(set((routed // spec.experts_per_group).tolist()))
-        if len(used) > spec.topk_group or (score[used] < cut - 2 * slack).any():
+        groups = twins.view(spec.num_expert_group, -1).sort(dim=1).values
+        group_twins = groups.unique(dim=0, return_inverse=True)[1]
+        ahead = _surely_ahead(*_group_bounds(low, high, spec), group_twins)
+        if (ahead.sum(dim=0)[routed // spec.experts_per_group] >= spec.topk_group).any():
             return "not the best groups"
+        used = torch.zeros(spec.num_expert_group, dtype=torch.bool)
+        used[routed // spec.experts_per_group] = True
+        if used.sum() > spec.topk_group:
+            return "too many groups"
         # A group near the cut may have been dropped, so its experts may be missing.
-        sure = score > cut + 2 * slack
-        if (score >= cut - 2 * slack).sum() == spec.topk_group:
-            sure = score >= cut - 2 * slack
-        sure[used] = True
-        eligible = sure.repeat_interleave(spec.experts_per_group)
+        kept = spec.num_expert_group - ahead.sum(dim=1) <= spec.topk_group
+        eligible = (used | kept).repeat_interleave(spec.experts_per_group)
 
-    chosen = key[routed]
-    if (chosen[1:] > chosen[:-1] + slack).any():
-        return "not in descending order of key"
+    ahead = _surely_ahead(low, high, twins)
+    if ahead[routed][:, routed].tril().any():
+        return "not in descending order of key, the lower id first"
     eligible[routed] = False
-    if eligible.any() and key[eligible].max() > chosen.min() + slack:
-        return f"expert {int(key.where(eligible, -torch.inf).argmax())} has a larger key"
+    better = ahead[:, routed].any(dim=1) & eligible
+    if better.any():
+        return f"expert {int(better.nonzero()[0])} comes before one that was chosen"
     return None
+
+
+def _bounds(key: Tensor, score: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """What float32 evaluations of the keys [E] may give, least and most, as float64."""
+    # Relative to the operands: where they cancel, their errors stay.
+    largest = torch.maximum(score, bias.abs())
+    limits = torch.finfo(torch.float32)
+    slack = NEAR_TIE_ULPS / 2 * limits.eps * largest + limits.tiny  # denormals may be flushed
+    slack = torch.where(key.isfinite(), slack, 0.0)
+    return key.double() - slack, key.double() + slack
+
+
+def _group_bounds(low: Tensor, high: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
+    """The same for the scores of the groups, from the bounds [E] of the keys."""
+    bounds = []
+    for key, sign in ((low, -1), (high, 1)):
+        numbers = torch.where(key.isnan(), -torch.inf, key).view(spec.num_expert_group, -1)
+        best = numbers.topk(min(2, spec.experts_per_group)).values
+        score = torch.where(best[:, 0] == torch.inf, torch.inf, best.sum(dim=1))
+        rounding = torch.finfo(torch.float32).eps * best.abs().sum(dim=1)
+        bounds.append(score + sign * torch.where(score.isfinite(), rounding, 0.0))
+    return bounds[0], bounds[1]
+
+
+def _surely_ahead(low: Tensor, high: Tensor, twins: Tensor) -> Tensor:
+    """Mask [N, N]: must the first come before the second, whatever rounding does?
+
+    low, high: bounds of the keys. twins: equal where the inputs are, so that no rounding can
+    tell them apart; among them, among infinities and among NaN, the lower index comes first.
+    """
+    infinite = torch.where(low.isinf(), low.sign().nan_to_num(), 0.0)
+    kind = torch.where(low.isnan(), -2.0, infinite)  # NaN below -inf
+    tied = (twins[:, None] == twins) | ((kind[:, None] == kind) & (kind != 0))
+    index = torch.arange(low.numel())
+    return (
+        (kind[:, None] > kind)
+        | ((low[:, None] > high) & (kind[:, None] == kind))
+        | (tied & (index[:, None] < index))
+    )
