@@ -13,6 +13,9 @@ from sglang_moe_ext.ledger import Decision
 from sglang_moe_ext.loading import mark_gate_parameter
 from sglang_moe_ext.ops.linear import linear_float32
 
+_ROCM = torch.version.hip is not None  # its routers take the logits as its gate gives them
+ON_GPU = "SGLang's GPU kernels emit float32 from 16-bit operands"
+
 
 def make_gate(host_gate: type[nn.Module], confirm: Callable[[], None]) -> type[nn.Module]:
     """The replacement for `MoEGate`, a subclass, so that whatever SGLang reads is there.
@@ -39,7 +42,7 @@ def make_gate(host_gate: type[nn.Module], confirm: Callable[[], None]) -> type[n
             bias = self.e_score_correction_bias
             if bias is not None:
                 bias.requires_grad_(False)
-                if bias.dtype != torch.float32 and not torch.version.hip:
+                if bias.dtype != torch.float32 and not _ROCM:
                     bias.data = bias.data.float()
 
         def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -52,14 +55,16 @@ def make_gate(host_gate: type[nn.Module], confirm: Callable[[], None]) -> type[n
                 self._count(hidden_states, left_to_host)
             if left_to_host:
                 logits: Tensor = super().forward(hidden_states, *args, **kwargs)
-                return logits
+                # Up to 0.5.14 they do so for some shapes and few tokens only.
+                if left_to_host is not ON_GPU or logits.dtype == torch.float32 or _ROCM:
+                    return logits
             return linear_float32(hidden_states, self.weight)
 
         def _why_left_to_host(self, hidden_states: Tensor) -> str | None:
             if keeps_model_dtype:
                 return "SGLANG_MOE_EXT_GATE_LOGITS=model"
             if hidden_states.device.type == "cuda":
-                return "SGLang's GPU kernels emit float32 from 16-bit operands"
+                return ON_GPU
             if getattr(self, "use_intel_amx_backend", False):
                 return "the weight is packed for AMX"
             return None
