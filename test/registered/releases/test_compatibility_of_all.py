@@ -37,9 +37,8 @@ def test_stock_sglang_fails_the_same_checks() -> None:
     ]
     for failure in ("F01", "F19", "F25", "F34"):
         assert any(name.startswith(failure) for name in report["cases"]["failed"]), failure
-    finished = {"(None, 0, None)", "(None, 0, 8)", "(None, 1, None)", "(None, 1, 8)"}
-    assert len(report["ids"]["failed"]) == report["ids"]["total"] - len(finished)
-    assert not finished & set(report["ids"]["failed"])
+    unmasked = [why for why in report["ids"]["failed"].values() if why.startswith("padded rows")]
+    assert len(unmasked) == 12  # three ways to map, two numbers of shared slots, 0 or 5 valid rows
     assert len(report["gate"]["failed"]) == report["gate"]["total"]
 
 
