@@ -55,7 +55,18 @@ def groups(G: int, TG: int, **more: object) -> dict[str, object]:
     return {"num_expert_group": G, "topk_group": TG, **more}
 
 
-zeros8 = torch.zeros(1, 8)
+def in_four_groups(*members: Sequence[float]) -> Tensor:
+    """A bias [128] in four groups of 32, a shape with a kernel on every device.
+
+    members: the biases of the first groups' first experts; every other one is -8.
+    """
+    full = torch.full((4, 32), -8.0)
+    for group, values in enumerate(members):
+        full[group, : len(values)] = torch.tensor(values)
+    return full.view(128)
+
+
+zeros8, zeros128 = torch.zeros(1, 8), torch.zeros(1, 128)
 rising8 = torch.arange(8) / 10
 QUARTERS, HALVES = [0.25] * 4, [0.5] * 2
 
@@ -70,6 +81,14 @@ CASES = (
          [1, 3], HALVES),
     Case("F05", "group score is the maximum, not the top two", zeros8,
          bias(0.375, -0.375, -0.5, -0.5, 0.25, 0.125, -0.5, -0.5), [4, 5], HALVES, groups(2, 1)),
+    Case("F01", "second best of a tied group lost, 128 experts", zeros128,
+         in_four_groups([1, 1], [1.25, 0.5]), [0, 1], HALVES, groups(4, 1)),
+    Case("F02", "group of equals scores minus infinity, 128 experts", zeros128,
+         in_four_groups([1] * 32, [0.25, 0.125]), [0, 1], HALVES, groups(4, 1)),
+    Case("F03", "dropped groups masked with zero, 128 experts", zeros128,
+         in_four_groups([-1] * 32, [-0.625, -0.625]), [32, 33], HALVES, groups(4, 1)),
+    Case("F05", "group score is the maximum, 128 experts", zeros128,
+         in_four_groups([0.375, -0.375], [0.25, 0.125]), [32, 33], HALVES, groups(4, 1)),
     Case("F06", "ties depend on the batch, grouped", torch.zeros(7, 256), torch.zeros(256),
          list(range(8)), [0.125] * 8, groups(8, 4)),
     Case("F06", "nine equal keys around the eighth place", torch.zeros(3, 64),
@@ -82,10 +101,10 @@ CASES = (
         [0.1] * 10),
     Case("F10", "a NaN row fills every slot with one id", torch.full((2, 128), NAN),
          torch.zeros(128), list(range(8)), [0.0] * 8),
-    Case("F10", "plus infinity in the logits", row(0, INF, 0, 0), bias(0, 0, 0, 0), [1, 0],
+    Case("F10", "plus infinity in the logits", row(0, INF, -1, -2), bias(0, 0, 0, 0), [1, 0],
          [2 / 3, 1 / 3]),
-    Case("F11", "a NaN logit is chosen first", row(0, 0, 0, NAN, 0, 0, 0, 0), torch.zeros(8),
-         [0, 1, 2, 4], QUARTERS),
+    Case("F11", "a NaN logit is chosen first", row(0, 0, 0, NAN, 0, 0, 0, 0), rising8,
+         [7, 6, 5, 4], QUARTERS),
     Case("F12", "banned experts get weight", zeros8, bias(0, 0, *[-INF] * 6), [0, 1, 2, 3],
          [0.5, 0.5, 0, 0]),
     Case("F12", "a forced expert loses its group", zeros8,
@@ -99,18 +118,18 @@ CASES = (
          [0, 1], shares(-18, -17)),
     Case("F19", "zero over zero when scores underflow", torch.full((1, 8), -200.0),
          torch.arange(8) / 100, [7, 6, 5, 4], QUARTERS),
-    Case("F20", "an epsilon swallows small sums", torch.full((1, 8), -50.0), torch.zeros(8),
-         [0, 1, 2, 3], QUARTERS),
+    Case("F20", "an epsilon swallows small sums", torch.full((1, 8), -50.0), rising8,
+         [7, 6, 5, 4], QUARTERS),
     Case("F21", "weights taken from biased keys", torch.zeros(1, 4), bias(3, 1, 0, 0), [0, 1],
          HALVES),
     *(
-        Case("F22", f"factor with renormalise {r:d} apply {a:d}", zeros8, torch.zeros(8),
-             [0, 1, 2, 3], [total / 4] * 4, {"renormalize": r, "routed_scaling_factor": 2.5,
+        Case("F22", f"factor with renormalise {r:d} apply {a:d}", zeros8, rising8,
+             [7, 6, 5, 4], [total / 4] * 4, {"renormalize": r, "routed_scaling_factor": 2.5,
              "apply_routed_scaling_factor_on_output": a})
         for r, a, total in ((True, True, 2.5), (True, False, 1.0), (False, True, 5.0),
                             (False, False, 2.0))
     ),
-    Case("F22", "no factor given but applied", zeros8, torch.zeros(8), [0, 1, 2, 3], QUARTERS,
+    Case("F22", "no factor given but applied", zeros8, rising8, [7, 6, 5, 4], QUARTERS,
          {"apply_routed_scaling_factor_on_output": True}),
     Case("F23", "shared slot scaled twice", zeros8, rising8, [7, 6, 8], [1.25, 1.25, 1.0],
          {"num_fused_shared_experts": 1, "routed_scaling_factor": 2.5,
@@ -119,6 +138,8 @@ CASES = (
          [0.5, 0.5, 0.4], {"num_fused_shared_experts": 1, "routed_scaling_factor": 2.5}),
     Case("F23", "shared slot without renormalising", zeros8, rising8, [7, 6, 8], [0.5, 0.5, 0.4],
          {"num_fused_shared_experts": 1, "routed_scaling_factor": 2.5, "renormalize": False}),
+    Case("F24", "a routed expert in the shared column", zeros8, rising8, [7, 6, 8], None,
+         {"num_fused_shared_experts": 1}),
     Case("F25", "two shared slots share one column", zeros8, rising8, [7, 6, 8, 9],
          [0.5, 0.5, 0.4, 0.4], {"num_fused_shared_experts": 2, "routed_scaling_factor": 2.5}),
     Case("F27", "one group given as 1 and 1", zeros8, rising8, [7, 6, 5, 4], None, groups(1, 1)),
