@@ -64,7 +64,7 @@ def _find_failure_of_many_rows(
 
 def _run(run: Run, logits: Tensor, bias: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     logits, bias = logits.to(device), bias.to(device)
-    with _PoisonedMemory():
+    with PoisonedMemory():
         return run(logits, bias)
 
 
@@ -88,7 +88,7 @@ def _batches(spec: RouterSpec) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield name, logits, bias.expand_as(logits).contiguous() if spec.per_token_bias else bias
 
 
-class _PoisonedMemory(TorchFunctionMode):
+class PoisonedMemory(TorchFunctionMode):
     """What this thread allocates through torch starts as NaN or a number that is no expert."""
 
     _ALLOCATORS = (
