@@ -124,7 +124,8 @@ def _group_bounds(low: Tensor, high: Tensor, spec: RouterSpec) -> tuple[Tensor, 
     for key, sign in ((low, -1), (high, 1)):
         numbers = torch.where(key.isnan(), -torch.inf, key).view(spec.num_expert_group, -1)
         best = numbers.topk(min(2, spec.experts_per_group)).values
-        score = torch.where(best[:, 0] == torch.inf, torch.inf, best.sum(dim=1))
+        score = best.sum(dim=1).float().double()  # overflows as float32 does
+        score = torch.where(best[:, 0] == torch.inf, torch.inf, score)
         rounding = torch.finfo(torch.float32).eps * best.abs().sum(dim=1)
         bounds.append(score + sign * torch.where(score.isfinite(), rounding, 0.0))
     return bounds[0], bounds[1]

@@ -71,7 +71,7 @@ def _run(
     # as float32 the bits of -777 are a NaN.
     held = [torch.full((len(logits), topk), -777, dtype=torch.int32, device=device) for _ in "wi"]
     del held
-    with _PoisonedMemory():
+    with PoisonedMemory():
         return run(logits, bias)
 
 
@@ -95,7 +95,7 @@ def _batches(spec: RouterSpec) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield name, logits, bias.expand_as(logits).contiguous() if spec.per_token_bias else bias
 
 
-class _PoisonedMemory(TorchFunctionMode):
+class PoisonedMemory(TorchFunctionMode):
     """What this thread allocates through torch starts as NaN or a number that is no expert."""
 
     _ALLOCATORS = (

@@ -47,10 +47,10 @@ COLUMNS = {
     "reference": Column("`reference`", "reference", 2048),
     "torch": Column("`torch`", "torch", 4097),
     "cpu": Column("`cpu`", "cpu", 65536),
-    "triton": Column("`triton`, interpreted", "triton", 17, interpreted=True),
+    "triton": Column("`triton`, interpreted", "triton", 16, interpreted=True),
     "xpu": Column("`xpu`, simulated", "xpu", 4097),
     "stock": Column("SGLang: PyTorch", None, 4097),
-    "stock-triton": Column("SGLang: Triton, interpreted", None, 17, interpreted=True),
+    "stock-triton": Column("SGLang: Triton, interpreted", None, 16, interpreted=True),
 }
 # Columns that share a process, by the environment that they need.
 GROUPS = {

@@ -22,6 +22,7 @@ KEY_ULPS = 16  # what float32 may do to the gap of two keys before their order i
 class Call:
     """A call that was answered, and the means to make others like it.
 
+    defined: (logits, bias, spec) -> mask [T] of rows whose answer the backend must agree on.
     bits: must weights be the same to the last bit? On the simulated XPU operations run on the
         CPU, where a vectorised exp and the scalar one of its tail differ.
     """
@@ -32,6 +33,7 @@ class Call:
     answer: Answer
     spec: RouterSpec
     seed: int
+    defined: Callable[[Tensor, Tensor, RouterSpec], Tensor]
     bits: bool
 
     def bias_of(self, rows: Tensor) -> Tensor:
@@ -61,8 +63,10 @@ def check(example: Example, backend: str, device: str = "cpu") -> None:
     assert (in_order[:, 1:] > in_order[:, :-1]).all(), f"repeated ids {ids.tolist()}"
     assert in_order[:, 0].min() >= 0
     assert in_order[:, -1].max() < spec.num_experts + spec.num_fused_shared_experts
-    call = Call(route, logits, bias, (weights, ids), spec, example.seed, backend != "xpu")
-    rows = DEFINED.get(backend, _all_rows)(logits, bias, spec)
+    defined = DEFINED.get(backend, _all_rows)
+    bits = backend != "xpu"
+    call = Call(route, logits, bias, (weights, ids), spec, example.seed, defined, bits)
+    rows = defined(logits, bias, spec)
     wrong = find_mismatch(weights[rows], ids[rows], logits[rows], call.bias_of(rows), spec)
     assert wrong is None, wrong
     RELATIONS[example.relation](call)
@@ -140,6 +144,8 @@ def _must_agree_where_decided(
     call: Call, found: Answer, expected: Answer, shift: float, what: str
 ) -> None:
     rows = _decided(call.logits, call.bias, call.spec, shift)
+    for bias in (call.bias, call.bias.float() - shift):
+        rows &= call.defined(call.logits, bias, call.spec)
     assert torch.equal(found[1][rows], expected[1][rows]), f"{what}: ids {found[1].tolist()}"
     torch.testing.assert_close(found[0][rows], expected[0][rows], rtol=1e-5, atol=1e-37, msg=what)
 

@@ -103,6 +103,16 @@ def test_a_group_near_the_cut_may_be_dropped() -> None:
     assert judge([0, 1, 6], logits, [0.0] * 8, spec) is not None
 
 
+def test_sums_of_groups_overflow_as_in_float32() -> None:
+    """Found by the search: both groups score infinity, so the first is kept."""
+    spec = RouterSpec(8, 3, 2, 1, renormalize=False)
+    logits = [0.0, 0.0, 1.0, 1 + ULP, 0.0, 0.0, 0.0, 0.0]
+    bias = [2e38, 2e38, 0, 0, 3e38, 3e38, 0, 0]
+    for third in (2, 3):
+        assert judge([0, 1, third], logits, bias, spec) is None
+    assert judge([4, 5, 6], logits, bias, spec) is not None
+
+
 @pytest.mark.parametrize("index", [(0, 0), (2, 1)], ids=str)
 @pytest.mark.parametrize("value", [1.0001, NAN, INF, 0.0], ids=str)
 def test_wrong_weights_are_named(value: float, index: tuple[int, int]) -> None:
