@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from sim_xpu import is_simulated, sim_environment
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
-from sglang_moe_ext.doctor import MODEL_SHAPES
+from sglang_moe_ext.doctor.router_checks import MODEL_SHAPES
 from sglang_moe_ext.ops import biased_grouped_topk, choose, dispatch, selfcheck, torch_router
 from sglang_moe_ext.ops.backend import Run
 from sglang_moe_ext.ops.spec import RouterSpec
