@@ -90,7 +90,7 @@ FAILURE_CLASSES = {
         ),
     ),
     "F45": FailureClass("the bias is never filled, or stale after an update", (LOADING,
-        "server/test_updates.py::test_update_from_disk")),
+        "server/test_updates.py::test_from_disk")),
     "F46": FailureClass("the bias is absent", (LOADING,)),
     "F47": FailureClass("the gate is quantised", (LOADING,)),
     "F48": FailureClass("the bias is not finite", (LOADING,)),
