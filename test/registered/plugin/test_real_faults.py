@@ -30,7 +30,7 @@ found = topk.select_experts(torch.zeros(9, 8), logits, config)
 print(json.dumps({
     "ids": found.topk_ids.sort(dim=1).values.tolist(),
     "ours": [t.name for t in overrides.TARGETS if overrides.leads_to_us(
-        getattr(__import__(t.module, fromlist=["x"]), t.called_as))],
+        overrides.lookup(__import__(t.module, fromlist=["x"]), t.called_as))],
     "calls": sum(decision.calls for decision in ledger.decisions),
     "tree": topk.__file__,
 }))
