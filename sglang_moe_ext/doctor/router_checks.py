@@ -81,8 +81,9 @@ def _backend(device: str, spec: RouterSpec) -> Check:
         here = torch.device(spec.device_type)
         plan = choose.choose(spec, here) if forced == "auto" else choose.force(forced, spec, here)
     except (BackendError, SystemExit) as error:
-        remedy = f"{env.PREFIX}_DEVICES without {device} leaves it to SGLang"
-        return Check(f"{device}: no backend", "fail", str(error), remedy)
+        return _no_backend(device, str(error))
+    if forced == "auto" and plan.is_last:
+        return _no_backend(device, plan.decision.detail)
     decision, backend = plan.decision, plan.decision.backend
     passed_over = [f"not {name}: {why}" for name, why in decision.rejected]
     reserve = () if forced != "auto" else candidates[candidates.index(backend) + 1 :]
@@ -91,3 +92,8 @@ def _backend(device: str, spec: RouterSpec) -> Check:
     is_slow = backend in PORTABLE and candidates[0] not in PORTABLE
     status, remedy = ("warn", REMEDIES[spec.device_type]) if is_slow else ("ok", "")
     return Check(f"{device}: {backend}", status, found, remedy)
+
+
+def _no_backend(device: str, why: str) -> Check:
+    remedy = f"{env.PREFIX}_DEVICES without {device} leaves it to SGLang"
+    return Check(f"{device}: no backend", "fail", why, remedy)

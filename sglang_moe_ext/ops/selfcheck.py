@@ -69,7 +69,7 @@ def _run(
     logits, bias = logits.to(device), bias.to(device)
     # A library allocates by itself, probably this memory for its weights and ids, freed at once;
     # as float32 the bits of -777 are a NaN.
-    held = [torch.full((len(logits), topk), -777, dtype=torch.int32, device=device) for _ in "wi"]
+    held = [torch.full((len(logits), topk), -777, dtype=torch.int32, device=device) for _ in (0, 1)]
     del held
     with PoisonedMemory():
         return run(logits, bias)

@@ -19,6 +19,8 @@ import fake_package
 from test_support.stub_host import StubHost
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
+from sglang_moe_ext.doctor import router_checks
+from sglang_moe_ext.ops import RouterSpec, choose
 from sglang_moe_ext.patching import Release
 from sglang_moe_ext.signatures import RELEASES
 
@@ -191,6 +193,14 @@ def test_a_missing_compiler_is_a_warning_with_its_remedy(host: StubHost) -> None
     assert check["status"] == "warn"
     assert "not cpu: unusable: ImportError: no numba here" in check["found"]
     assert check["remedy"].startswith("pip install 'sglang-moe-ext[cpu]'")
+
+
+def test_a_device_that_no_backend_serves_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "candidates", lambda device_type: ())
+    check = router_checks._backend("cpu", RouterSpec(16, 4))
+    assert check.status == "fail"
+    assert "no backend can route 16/4 on cpu" in check.found
+    assert "SGLANG_MOE_EXT_DEVICES without cpu" in check.remedy
 
 
 if __name__ == "__main__":
