@@ -12,7 +12,7 @@ from sglang_moe_ext import refusal
 from sglang_moe_ext.notice import describe
 
 if TYPE_CHECKING:
-    from sglang_moe_ext.overrides import Target
+    from sglang_moe_ext.installation import Target
 
 logger = logging.getLogger(__name__)
 

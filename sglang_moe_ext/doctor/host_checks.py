@@ -34,8 +34,8 @@ import importlib
 from sglang_moe_ext import host, overrides
 live, names = {}, set()
 for target in overrides.targets():
-    module = importlib.import_module(target.module)
-    live[target.path] = overrides.leads_to_us(overrides.lookup(module, target.called_as))
+    importlib.import_module(target.module)
+    live[target.path] = overrides.INSTALLED.reaches(target)
     names |= {target.path, f"{target.module}.{target.called_as}"}
 print(json.dumps({"live": live, "errors": errors, "hooks": list(host.foreign_hooks(names))}))
 """

@@ -53,21 +53,6 @@ def candidates(device_type: str) -> tuple[str, ...]:
     return PREFERENCE.get(device_type, ()) + PORTABLE
 
 
-def explain(spec: RouterSpec) -> list[tuple[str, str | None]]:
-    """(backend, reason why not) in order of preference; None means it can serve.
-
-    Loads backends but runs none: a self-check may still pass one over.
-    """
-
-    def refusal(name: str) -> str | None:
-        try:
-            return _load(name).supports(spec)
-        except Exception as error:  # a broken package may raise anything at import
-            return f"unusable: {describe(error)}"
-
-    return [(name, refusal(name)) for name in candidates(spec.device_type)]
-
-
 def force(name: str, spec: RouterSpec, device: torch.device) -> Plan:
     """A plan for this backend only. Raises BackendError with the reason if it cannot serve."""
     if name not in MODULES:

@@ -103,11 +103,7 @@ def publish_server_args() -> None:
 def not_live() -> list[str]:
     """Targets that SGLang's own calls would not reach."""
     loaded = [target for target in overrides.targets() if target.module in sys.modules]
-    return [
-        target.path
-        for target in loaded
-        if not overrides.leads_to_us(getattr(sys.modules[target.module], target.called_as))
-    ]
+    return [target.path for target in loaded if not overrides.INSTALLED.reaches(target)]
 
 
 def tally(

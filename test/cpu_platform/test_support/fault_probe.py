@@ -100,9 +100,7 @@ def _load_and_route() -> dict[str, Any]:
         "served_by": [d.backend for d in routers] or [STOCK],
         "calls": sum(d.calls for d in routers),
         "ours": [
-            overrides.leads_to_us(overrides.lookup(sys.modules[t.module], t.called_as))
-            for t in overrides.TARGETS
-            if t.module in sys.modules
+            overrides.INSTALLED.reaches(t) for t in overrides.TARGETS if t.module in sys.modules
         ],
     }
 

@@ -243,11 +243,5 @@ def test_torch_compile_sees_one_node() -> None:
     assert sum(decision.calls for decision in ledger.decisions) == 6
 
 
-def test_explain_lists_every_candidate() -> None:
-    assert [name for name, _ in choose.explain(RouterSpec(256, 8))] == list(
-        choose.candidates("cpu")
-    )
-
-
 if __name__ == "__main__":
     run_file(__file__)

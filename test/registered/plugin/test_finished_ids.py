@@ -166,7 +166,7 @@ assert found[1].tolist() == [[0, 5], [0, 5], [-1, -1]], found
 assert [ids.tolist() for ids in topk.recorded] == [[[3, 2]] * 3], topk.recorded
 from sglang_moe_ext import overrides
 assert overrides.ids_finished().by == "BY", overrides.ids_finished()
-assert overrides.leads_to_us(topk._post_process_topk_ids) == ("BY" == "us")
+assert overrides.INSTALLED.reaches(overrides.POST_PROCESSOR) == ("BY" == "us")
 """
 
 

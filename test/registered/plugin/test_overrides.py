@@ -49,7 +49,7 @@ def test_registering_again_changes_nothing(host: StubHost) -> None:
         "import sglang_moe_ext.plugin as plugin\n"
         "plugin.register(); plugin.register.cache_clear(); plugin.register()\n"
         "assert before == (topk.biased_grouped_topk, deepseek_v2.MoEGate)\n"
-        "from sglang_moe_ext.overrides import ORIGINAL\n"
+        "from sglang_moe_ext.installation import ORIGINAL\n"
         "assert all(not hasattr(getattr(x, ORIGINAL), ORIGINAL) for x in before)",
     )
     assert probe.is_like(OURS), probe.log
@@ -119,10 +119,10 @@ BROKEN = {
 
 UPDATES = """
 from sglang.srt.model_executor.model_runner_components import weight_updater
-from sglang_moe_ext.overrides import INSTALLED, leads_to_us
+from sglang_moe_ext.overrides import INSTALLED, TARGETS
 def ours():
-    return {leads_to_us(weight_updater._model_load_weights_direct),
-            leads_to_us(weight_updater.WeightUpdater.update_weights_from_tensor)}
+    return {INSTALLED.reaches(target) for target in TARGETS
+            if target.module == weight_updater.__name__}
 assert ours() == {True}
 INSTALLED.refuse(["a test"])
 assert ours() == {False}

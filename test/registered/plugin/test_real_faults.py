@@ -16,7 +16,7 @@ TOPK, MODEL = "srt/layers/moe/topk.py", "srt/models/deepseek_v2.py"
 
 # Prints one JSON line: what a call routed through SGLang gave, and whose the pieces are.
 PROBE = """
-import json, torch
+import importlib, json, torch
 from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.layers.moe import topk
@@ -29,8 +29,8 @@ config = topk.TopKConfig(top_k=4, use_grouped_topk=True, num_expert_group=4, top
 found = topk.select_experts(torch.zeros(9, 8), logits, config)
 print(json.dumps({
     "ids": found.topk_ids.sort(dim=1).values.tolist(),
-    "ours": [t.name for t in overrides.TARGETS if overrides.leads_to_us(
-        overrides.lookup(__import__(t.module, fromlist=["x"]), t.called_as))],
+    "ours": [t.name for t in overrides.TARGETS
+             if importlib.import_module(t.module) and overrides.INSTALLED.reaches(t)],
     "calls": sum(decision.calls for decision in ledger.decisions),
     "tree": topk.__file__,
 }))
