@@ -2,7 +2,7 @@
 """Take each guard of the code away in turn, and see whether a test notices.
 
     python test/mutations/mutate.py                   # all of them: about an hour on two cores
-    python test/mutations/mutate.py --only cpu_select
+    python test/mutations/mutate.py --only ops/cpu gate.py
     python test/mutations/mutate.py --list
 
 guards.toml names, per file of the package, the tests that are to notice and each guard as the
@@ -22,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("guards.toml")
@@ -75,12 +76,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="guards whose line contains it")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="FILE", help="beginnings of file names"
+    )
     parser.add_argument("--list", action="store_true", help="print the guards and leave")
     parser.add_argument("--out", type=Path, help="JSON file to write the verdicts to")
     parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass")
     options = parser.parse_args()
-    guards = [guard for guard in read_guards() if options.only in str(guard)]
+    guards = [guard for guard in read_guards() if str(guard).startswith(tuple(options.only))]
     if options.list:
         print(*guards, f"{len(guards)} guards", sep="\n")
         return 0
