@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import hypothesis
@@ -53,10 +54,17 @@ class Result:
     mismatch: str | None = None
 
 
-def search(backends: tuple[str, ...], count: int, seed: int) -> Result:
+def search(
+    backends: tuple[str, ...], count: int, seed: int, first: int = 0, device: str | None = None
+) -> Result:
+    """Try examples `first` ... of `seed` against each backend; stops at the first mismatch.
+
+    device: where tensors are; None: "xpu" for the xpu backend, else "cpu".
+    """
     result = Result()
-    device = "xpu" if backends == ("xpu",) else "cpu"
-    everything = examples(LIMITS[backends[0]], tuple(RELATIONS))
+    device = device or ("xpu" if backends == ("xpu",) else "cpu")
+    limits = WIDE if device == "cuda" else LIMITS[backends[0]]
+    everything = examples(limits, tuple(RELATIONS))
 
     def try_one(example: Example) -> None:
         if result.mismatch is None:
@@ -70,9 +78,9 @@ def search(backends: tuple[str, ...], count: int, seed: int) -> Result:
                 result.mismatch = f"{backend}: {error}\n{example}"
                 raise
 
-    for start in range(0, count, CHUNK):
+    for start in range(first, first + count, CHUNK):
         run = settings(
-            max_examples=min(CHUNK, count - start),
+            max_examples=min(CHUNK, first + count - start),
             deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink),
@@ -89,39 +97,42 @@ def search(backends: tuple[str, ...], count: int, seed: int) -> Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """One process of the search; see the module's docstring."""
+    """What is searched, in processes of `piece` examples, each of which takes seconds to start."""
 
     backends: tuple[str, ...]
     count: int
     environment: Mapping[str, str]
+    piece: int = 2 * CHUNK
 
 
-def run_all(plans: Sequence[Plan], seed: int, timeout_s: float) -> list[Result]:
-    """Search in a process per plan, all at once; raises if one of them dies."""
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                *("-m", "test_support.search", "--seed", str(seed)),
-                *("--examples", str(plan.count), "--backends", *plan.backends),
-            ],
-            env=plan.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for plan in plans
-    ]
+def run_all(plans: Sequence[Plan], seed: int, timeout_s: float, jobs: int) -> list[Result]:
+    """Search, `jobs` processes at a time; raises if one of them dies. The same for any `jobs`."""
+    pieces = [(plan, first) for plan in plans for first in range(0, plan.count, plan.piece)]
+    with ThreadPoolExecutor(jobs) as pool:
+        found = list(pool.map(lambda piece: _run_piece(*piece, seed, timeout_s), pieces))
     results = []
-    try:
-        for plan, process in zip(plans, processes, strict=True):
-            output, errors = process.communicate(timeout=timeout_s)
-            assert process.returncode == 0, f"the search of {plan.backends} died: {errors[-3000:]}"
-            results.append(Result(**json.loads(output.splitlines()[-1])))
-    finally:
-        for process in processes:
-            process.kill()
+    for plan in plans:
+        of_plan = [result for (each, _), result in zip(pieces, found, strict=True) if each is plan]
+        wrong = [result.mismatch for result in of_plan if result.mismatch]
+        results.append(Result(sum(each.tried for each in of_plan), "\n".join(wrong) or None))
     return results
+
+
+def _run_piece(plan: Plan, first: int, seed: int, timeout_s: float) -> Result:
+    count = min(plan.piece, plan.count - first)
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "test_support.search", "--seed", str(seed), "--first", str(first)),
+            *("--examples", str(count), "--backends", *plan.backends),
+        ],
+        env=plan.environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, f"the search of {plan.backends} died: {done.stderr[-3000:]}"
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def summary(plans: Sequence[Plan], results: Sequence[Result], seed: int) -> str:
@@ -141,9 +152,17 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", required=True, choices=LIMITS)
     parser.add_argument("--examples", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--first", type=int, default=0, help="skip so many examples of the seed")
+    parser.add_argument("--device", help="of the tensors; default: cpu, for xpu alone xpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = search(tuple(arguments.backends), arguments.examples, arguments.seed)
+    result = search(
+        tuple(arguments.backends),
+        arguments.examples,
+        arguments.seed,
+        arguments.first,
+        arguments.device,
+    )
     print(json.dumps(vars(result)))
 
 

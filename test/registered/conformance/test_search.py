@@ -37,7 +37,7 @@ if shutil.which("c++"):  # builds the simulated XPU
 
 
 def test_no_example_is_routed_wrongly(capsys: pytest.CaptureFixture[str]) -> None:
-    results = search.run_all(PLANS, SEED, timeout_s=500)
+    results = search.run_all(PLANS, SEED, 500, os.cpu_count() or 1)
     with capsys.disabled():
         print("\n" + search.summary(PLANS, results, SEED))
     assert [result.mismatch for result in results] == [None] * len(PLANS)

@@ -26,7 +26,7 @@ register_cpu_ci(est_time=3600, suite="base-a-test-cpu", nightly=True)
 PLANS = [
     search.Plan(("reference", "torch", "cpu"), 168_000, os.environ),
     search.Plan(("xpu",), 30_000, sim_environment()),
-    search.Plan(("triton",), 2_000, {**os.environ, "TRITON_INTERPRET": "1"}),
+    search.Plan(("triton",), 2_000, {**os.environ, "TRITON_INTERPRET": "1"}, piece=100),
 ]
 TIMEOUT_S = 4 * 3600
 
@@ -37,7 +37,7 @@ def test_no_example_is_routed_wrongly(capsys: pytest.CaptureFixture[str]) -> Non
     seed = int(os.environ.get("SEARCH_SEED") or secrets.randbelow(2**31))
     with capsys.disabled():
         print(f"\nSEARCH_SEED={seed}", flush=True)
-        results = search.run_all(PLANS, seed, TIMEOUT_S)
+        results = search.run_all(PLANS, seed, TIMEOUT_S, os.cpu_count() or 1)
         print(search.summary(PLANS, results, seed))
     assert [result.mismatch for result in results] == [None] * len(PLANS)
     assert sum(result.tried for result in results) == 200_000
