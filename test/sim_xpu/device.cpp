@@ -89,7 +89,8 @@ struct OneDeviceGuard final : c10::impl::DeviceGuardImplInterface {
   bool queryStream(const Stream&) const override {
     return true;
   }
-  bool isStreamCapturing(const Stream&) const override {
+  // Overrides from some release after PyTorch 2.11 on.
+  bool isStreamCapturing(const Stream&) const {
     return false;
   }
   void synchronizeStream(const Stream&) const override {}
@@ -103,6 +104,9 @@ C10_REGISTER_GUARD_IMPL(XPU, OneDeviceGuard)
 
 // PyTorch looks these up by the class name.
 struct XPUHooks final : at::XPUHooksInterface {
+  // PyTorch 2.11 makes it with arguments, 2.14 without.
+  template <class... Args>
+  explicit XPUHooks(Args&&...) {}
   void init() const override {}
   // hasXPU() and isBuilt() stay false: a build for CUDA refuses to hold two accelerators.
   bool isAvailable() const override {
