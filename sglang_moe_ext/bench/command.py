@@ -107,6 +107,7 @@ def _bench(args: argparse.Namespace) -> int:
     machine = context.describe_machine(device, args.commit)
     taken = dict.fromkeys(chain(*(measure.measures(device, rows) for rows in tokens)))
     print(report.conditions(machine, args.dtype, list(taken)), flush=True)
+    busy = context.find_other_work() if device == "cpu" else None
     results: list[Result] = []
     for shape, spec in zip(shapes, specs, strict=True):
         chosen = measure.automatic_choice(spec)
@@ -115,7 +116,7 @@ def _bench(args: argparse.Namespace) -> int:
         )
         print("", report.block(shape, of_shape, chosen), sep="\n", flush=True)
         results += of_shape
-    print("", *report.notes(results), sep="\n")
+    print("", *report.notes(results), *([busy] if busy else []), sep="\n")
     if args.out:
         try:
             report.write_csv(args.out, results, machine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -13,17 +14,29 @@ import torch
 from sglang_moe_ext import __version__
 
 LIBRARIES = ("torch", "triton", "numba", "sglang", "flashinfer-python")
+BUSY = 0.75  # load average per CPU
 
 
 def describe_machine(device: str, commit: str | None) -> dict[str, str]:
     """device, driver, a version per library ("" where it is absent) and the commit."""
     if device == "cpu":
-        hardware, driver = f"{_cpu_model()}, {torch.get_num_threads()} threads", ""
+        threads = torch.get_num_threads()
+        hardware, driver = f"{_cpu_model()}, {threads} thread{'s' * (threads > 1)}", ""
     else:
         hardware = getattr(torch, device).get_device_name()
         driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     versions = {name: _version(name) for name in LIBRARIES}
     return {"device": hardware, "driver": driver, **versions, "commit": commit or _commit()}
+
+
+def find_other_work() -> str | None:
+    """What distorts the figures of a CPU, in one line: threads wait for each other in turns."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < BUSY * cores:
+        return None
+    return (
+        f"the machine is busy, load average {load:.1f} on {cores} CPUs: do not trust these figures"
+    )
 
 
 def _commit() -> str:

@@ -24,7 +24,7 @@ from sglang_moe_ext.ops.backend import Prepared
 from sglang_moe_ext.ops.choose import MODULES
 from sglang_moe_ext.ops.spec import RouterSpec
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=35, suite="base-a-test-cpu")
 
 TINY = ("--device", "cpu", "--shapes", "16/2g4tg2", "--tokens", "3")
 EAGER = (*TINY, "--peers", "torch_eager")
@@ -192,6 +192,14 @@ def test_a_device_that_is_not_there(device: str, capsys: pytest.CaptureFixture[s
         pytest.skip(f"this machine has {device}")
     assert cli.main(["bench", "--device", device]) == 2
     assert f"bench: --device {device}: torch" in capsys.readouterr().err
+
+
+def test_other_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.3, 9.0, 9.0))
+    assert context.find_other_work() is None
+    monkeypatch.setattr("os.getloadavg", lambda: (3.14, 0.0, 0.0))
+    assert "busy, load average 3.1 on 2 CPUs" in str(context.find_other_work())
 
 
 @pytest.mark.parametrize("timer", [time_calls, time_laps])
