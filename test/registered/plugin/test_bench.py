@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from sim_xpu import sim_environment
 
 from sglang_moe_ext import __version__, cli
 from sglang_moe_ext.bench import context, measure, report
@@ -24,7 +28,7 @@ from sglang_moe_ext.ops.backend import Prepared
 from sglang_moe_ext.ops.choose import MODULES
 from sglang_moe_ext.ops.spec import RouterSpec
 
-register_cpu_ci(est_time=35, suite="base-a-test-cpu")
+register_cpu_ci(est_time=45, suite="base-a-test-cpu")
 
 TINY = ("--device", "cpu", "--shapes", "16/2g4tg2", "--tokens", "3")
 EAGER = (*TINY, "--peers", "torch_eager")
@@ -200,6 +204,27 @@ def test_other_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert context.find_other_work() is None
     monkeypatch.setattr("os.getloadavg", lambda: (3.14, 0.0, 0.0))
     assert "busy, load average 3.1 on 2 CPUs" in str(context.find_other_work())
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="the simulated XPU needs a C++ compiler")
+def test_an_xpu_is_found_and_timed_in_laps() -> None:
+    """On the simulated device: no Intel hardware takes part."""
+    arguments = ("--shapes", "256/8g8tg4", "--tokens", "1", "3", "--peers", "torch_eager")
+    process = subprocess.run(
+        [sys.executable, "-m", "sglang_moe_ext", "bench", *arguments],
+        env=sim_environment(variant="S2,F3,B1", mode="strict", slack=False),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines[0].startswith("simulated XPU")
+    assert re.search(r"tokens +1 call +1 lap +3 lap$", process.stdout, re.MULTILINE)
+    rows = rows_of(process.stdout)
+    assert all(float(cell) > 0 for cells in rows.values() for cell in cells)
+    assert list(rows) == ["xpu *", "torch", "torch_eager", "sigmoid"]
+    assert "cpu skipped: tensors are on xpu, expected cpu" in lines
 
 
 @pytest.mark.parametrize("timer", [time_calls, time_laps])
