@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what scripts/bench_router.py measured.
+"""Draw what `python -m sglang_moe_ext bench --out CSV` measured.
 
     python scripts/plot_router.py benchmarks/h200.csv
 
@@ -24,6 +24,8 @@ import matplotlib.pyplot as plt
 
 OURS, LOSS, FLOOR = "#0b6e4f", "#b3261e", "#9aa0a6"
 COLUMNS = 3
+# The device's own time where there is one, else the caller's.
+HOW = {"graph": "captured graph", "lap": "calls in a row", "call": "a call from Python"}
 
 
 class Row(NamedTuple):
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", nargs="+", type=Path, help="CSV of scripts/bench_router.py")
+    parser.add_argument("results", nargs="+", type=Path, help="CSV that `bench --out` wrote")
     for path in parser.parse_args(arguments).results:
         rows, conditions = read(path)
         for name, draw in (("times", draw_times), ("speedup", draw_speedup)):
@@ -54,15 +56,15 @@ def read(path: Path) -> tuple[list[Row], str]:
     """Rows of the measure to compare by, and the conditions as one line."""
     with path.open(newline="") as file:
         table = list(csv.DictReader(file))
-    measure = "graph" if any(row["measure"] == "graph" for row in table) else "call"
+    taken = {row["measure"] for row in table}
+    measure = next(name for name in HOW if name in taken)
     rows = [
         Row(r["shape"], int(r["tokens"]), r["router"], r["role"], float(r["median_us"]))
         for r in table
         if r["measure"] == measure
     ]
-    how = "captured graph" if measure == "graph" else "a call from Python"
     first = table[0]
-    return rows, f"{first['device']}, torch {first['torch']}; median of {how}"
+    return rows, f"{first['device']}, torch {first['torch']}; median of {HOW[measure]}"
 
 
 def draw_times(rows: Sequence[Row], conditions: str) -> plt.Figure:

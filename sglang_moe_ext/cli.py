@@ -1,4 +1,4 @@
-"""The command line: doctor and inspect."""
+"""The command line: doctor, inspect and bench."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 
 from sglang_moe_ext import __version__, env
+from sglang_moe_ext.bench.command import add_bench_parser
 from sglang_moe_ext.checkpoint.command import add_inspect_parser
 
 
@@ -31,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog="sglang-moe-ext",
-        description="Mixture-of-experts routing for SGLang: is it live, and is a checkpoint fit?",
+        description="MoE routing for SGLang: is it live, is a checkpoint fit, is it fast?",
         epilog=f"environment variables:\n{variables}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     doctor.set_defaults(run=_doctor)
     add_inspect_parser(commands)
+    add_bench_parser(commands)
     return parser
 
 

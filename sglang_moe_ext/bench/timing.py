@@ -1,4 +1,7 @@
-"""How scripts/bench_router.py takes times: every call gets the next of several inputs."""
+"""How times are taken: every call gets the next of several inputs.
+
+Caches and branch predictors learn a repeated one.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from torch import Tensor
 
 from sglang_moe_ext.ops.backend import Run
 
+SECONDS, MAX_SECONDS, MIN_LAPS = 0.2, 1.0, 5  # of one measure
+
 
 class Input(NamedTuple):
     logits: Tensor
@@ -21,21 +26,41 @@ def time_calls(run: Run, inputs: Sequence[Input]) -> list[float]:
     """Seconds of single calls from Python; the GPU's queue never holds more than one lap."""
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < 20 * len(inputs) or time.perf_counter() - started < 0.5:
+    while _wants_more(len(times) // len(inputs), started):
         for logits, bias in inputs:
             before = time.perf_counter()
             run(logits, bias)
             times.append(time.perf_counter() - before)
-        if logits.device.type != "cpu":
-            getattr(torch, logits.device.type).synchronize()
-        if len(times) >= 4 * len(inputs) and time.perf_counter() - started > 3:
-            break
+        _synchronize(inputs)
     return times[len(inputs) :]
+
+
+def time_laps(run: Run, inputs: Sequence[Input]) -> list[float]:
+    """Seconds per call of whole laps over the inputs, awaited at their end."""
+    times: list[float] = []
+    started = time.perf_counter()
+    while _wants_more(len(times), started):
+        before = time.perf_counter()
+        for logits, bias in inputs:
+            run(logits, bias)
+        _synchronize(inputs)
+        times.append((time.perf_counter() - before) / len(inputs))
+    return times[1:]
+
+
+def _wants_more(laps: int, started: float) -> bool:
+    """The first lap warms up, so at least one is left however slow they are."""
+    elapsed = time.perf_counter() - started
+    return laps < 2 or (elapsed < SECONDS if laps >= MIN_LAPS else elapsed < MAX_SECONDS)
+
+
+def _synchronize(inputs: Sequence[Input]) -> None:
+    getattr(torch, inputs[0].logits.device.type).synchronize()
 
 
 def time_graph(run: Run, inputs: Sequence[Input], laps: int = 4, replays: int = 40) -> list[float]:
     """Seconds per call of replayed graphs, each several laps over the inputs."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for logits, bias in inputs:
             run(logits, bias)
@@ -47,7 +72,10 @@ def time_graph(run: Run, inputs: Sequence[Input], laps: int = 4, replays: int = 
                 run(logits, bias)
     times = []
     for _ in range(replays):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
         start.record()
         graph.replay()
         end.record()

@@ -1,25 +1,27 @@
 """Routers to compare with: name -> a function that binds one to a specification.
 
-Each raises UnavailableError with the reason if the peer is not installed or refuses the shape.
-A peer is called as its users call it, its own launcher included.
+Each imports what it needs when it is bound, and raises UnavailableError with the reason if
+that is not installed or refuses the shape. A peer is called as its users call it, its own
+launcher included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from sglang_moe_ext.ops.backend import Run
-from sglang_moe_ext.ops.spec import RouterSpec
+    from sglang_moe_ext.ops.backend import Run
+    from sglang_moe_ext.ops.spec import RouterSpec
 
-Answer = tuple[Tensor, Tensor]
-Bind = Callable[[RouterSpec], Run]
+Answer: TypeAlias = "tuple[Tensor, Tensor]"
+Bind: TypeAlias = "Callable[[RouterSpec], Run]"
 
 
 class UnavailableError(Exception):
-    """This peer cannot run here, or not this shape."""
+    """This router cannot run here, or not this shape."""
 
 
 def _need(condition: bool, reason: str) -> None:
@@ -27,27 +29,17 @@ def _need(condition: bool, reason: str) -> None:
         raise UnavailableError(reason)
 
 
-def plain_torch(logits: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
-    """The formula of the DeepSeek-V3 report in plain torch, the way models spell it out."""
-    score = logits.float().sigmoid()
-    key = score + bias.float()
-    if spec.num_expert_group > 1:
-        grouped = key.view(key.shape[0], spec.num_expert_group, -1)
-        kept = grouped.topk(2, dim=-1).values.sum(-1).topk(spec.topk_group, dim=-1).indices
-        mask = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=key.device)
-        key = grouped.masked_fill(~mask.scatter_(1, kept, True)[..., None], -torch.inf).flatten(1)
-    ids = key.topk(spec.topk, dim=-1).indices
-    weights = score.gather(1, ids)
-    if spec.renormalize:
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return weights * spec.output_scale, ids.int()
-
-
 def torch_eager(spec: RouterSpec) -> Run:
+    from sglang_moe_ext.bench.plain import plain_torch
+
     return lambda logits, bias: plain_torch(logits, bias, spec)
 
 
 def torch_compiled(spec: RouterSpec) -> Run:
+    import torch
+
+    from sglang_moe_ext.bench.plain import plain_torch
+
     torch._dynamo.reset()
     compiled = torch.compile(plain_torch, dynamic=True)
     return lambda logits, bias: compiled(logits, bias, spec)
@@ -62,7 +54,7 @@ def sglang_gate(spec: RouterSpec) -> Run:
         raise UnavailableError(str(error)) from error
 
     def run(logits: Tensor, bias: Tensor) -> Answer:
-        return moe_fused_gate(
+        answer: Answer = moe_fused_gate(
             logits,
             bias,
             spec.topk,
@@ -72,6 +64,7 @@ def sglang_gate(spec: RouterSpec) -> Run:
             num_expert_group=spec.num_expert_group,
             topk_group=spec.topk_group,
         )
+        return answer
 
     return run
 
@@ -81,6 +74,8 @@ def flashinfer_gate(spec: RouterSpec) -> Run:
     _need(spec.topk <= 8, f"top-{spec.topk}: at most 8")
     _need(spec.num_expert_group > 1 or spec.num_experts <= 384, "more than 384 experts")
     _need(spec.renormalize, "always renormalises")
+    import torch
+
     try:
         from flashinfer.fused_moe import fused_topk_deepseek
     except ImportError as error:
@@ -101,6 +96,8 @@ def flashinfer_gate(spec: RouterSpec) -> Run:
 
 
 def _sglang_impl(spec: RouterSpec, compiled: bool) -> Run:
+    import torch
+
     try:
         from sglang.srt.layers.moe.topk import biased_grouped_topk_impl
     except ImportError as error:
@@ -112,7 +109,7 @@ def _sglang_impl(spec: RouterSpec, compiled: bool) -> Run:
         impl = biased_grouped_topk_impl._torchdynamo_orig_callable
 
     def run(logits: Tensor, bias: Tensor) -> Answer:
-        return impl(
+        answer: Answer = impl(
             logits,
             logits,
             bias,
@@ -123,6 +120,7 @@ def _sglang_impl(spec: RouterSpec, compiled: bool) -> Run:
             routed_scaling_factor=spec.routed_scaling_factor,
             apply_routed_scaling_factor_on_output=spec.apply_routed_scaling_factor_on_output,
         )
+        return answer
 
     return run
 
@@ -139,6 +137,8 @@ def sglang_eager(spec: RouterSpec) -> Run:
 def ipex_gate(spec: RouterSpec) -> Run:
     """ipex leaves the activation, the normalisation and the scale to its caller."""
     _need(spec.device_type == "cpu", "the CPU operation is meant")
+    import torch
+
     try:
         import intel_extension_for_pytorch  # noqa: F401
     except (ImportError, SystemExit) as error:
