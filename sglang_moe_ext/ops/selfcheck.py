@@ -86,7 +86,7 @@ def _batches(spec: RouterSpec) -> Iterator[tuple[str, Tensor, Tensor]]:
         ("all experts tied", zeros[:1], torch.zeros(E)),
         ("ties among four levels", zeros, (expert % 4) / 8),
         ("a single row", spread[:1], 0.1 * torch.cos(expert)),
-        ("a bias offset by 8", spread, 8 + (expert * 7 % E) / 512),
+        ("a bias offset by 8", spread - 6, 8 + (expert * 7 % E) / 512),
         ("scores that underflow", -200 + spread, torch.zeros(E) + (expert % 8) / 8),
         ("a negative bias", spread, -2 - (expert * 3 % E) / 512),
     ):

@@ -157,7 +157,7 @@ def route(
         # exp(-shift) cancels in the ratio and keeps it where the scores underflow.
         top = tl.max(tl.where(weighs, rank_of(x), NEG_INF), 1)
         top = ordered_bits(top).to(tl.float32, bitcast=True)
-        shift = tl.minimum(tl.maximum(top, -3.0e38), 0.0)[:, None]
+        shift = tl.minimum(top, 0.0)[:, None]  # -inf only where every score is masked below
         score = _exp_of_minus(shift - tl.minimum(x, 0.0)) / (1.0 + _exp_of_minus(tl.abs(x)))
         score = tl.where(weighs & (x > float("-inf")), score, 0.0)
         total = tl.sum(score, 1)

@@ -20,7 +20,7 @@ from sglang_moe_ext.ops.compare import find_mismatch
 from sglang_moe_ext.ops.reference import reference_topk
 
 pytest.importorskip("numba", reason="the cpu backend is compiled with numba")
-from sglang_moe_ext.ops import cpu_router
+from sglang_moe_ext.ops import cpu_kernels, cpu_router
 
 register_cpu_ci(est_time=90, suite="base-a-test-cpu")
 
@@ -345,6 +345,24 @@ def test_refuses_other_devices() -> None:
     assert cpu_router.supports(RouterSpec(256, 8, device_type="xpu")) == (
         "tensors are on xpu, expected cpu"
     )
+
+
+def test_a_torch_without_openmp_leaves_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.__config__, "parallel_info", lambda: "ATen parallel backend: native")
+    assert cpu_router._team_of_torch.__wrapped__() is None
+
+
+def test_what_numba_caches_belongs_to_all_of_its_sources(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """numba itself looks at one of the files only."""
+    before = cpu_kernels._digest()
+    for module in (cpu_kernels.cpu_scores, cpu_kernels.cpu_select, cpu_kernels.cpu_simd):
+        edited = tmp_path / "edited.py"
+        edited.write_bytes(Path(module.__file__).read_bytes() + b"\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__file__", str(edited))
+            assert cpu_kernels._digest() != before, module.__name__
 
 
 def test_importing_it_without_numba_is_an_import_error() -> None:

@@ -176,6 +176,15 @@ def test_equal_logits_weigh_the_same_at_every_level(level: float) -> None:
     assert torch.equal(weights, torch.full((2, 4), 0.25))
 
 
+def test_ratios_of_scores_at_the_end_of_float32() -> None:
+    """Found by the search on an H100: logits below -3e38 weighed nothing, or all the same."""
+    logits, bias = torch.full((2, 16), -3.4e38), torch.arange(16) / 100
+    logits[:, 3], bias[3] = -3.3e38, 1
+    weights, ids = route(logits, bias, RouterSpec(16, 4))
+    assert ids.tolist() == [[3, 15, 14, 13]] * 2
+    torch.testing.assert_close(weights, torch.eye(4)[:1].expand(2, 4), rtol=0, atol=1e-37)
+
+
 def test_small_scores_keep_their_precision() -> None:
     """Relative error of the sigmoid down to the smallest normal float32."""
     x = torch.linspace(-87, 20, 64)[None]
@@ -207,6 +216,7 @@ def test_a_row_does_not_depend_on_its_batch(spec: RouterSpec) -> None:
         (RouterSpec(64, 33), "33 columns, at most 32"),
         (RouterSpec(64, 8, 64, 64), "64 groups, at most 32"),
         (RouterSpec(64, 8, device_type="meta"), "no Triton for meta tensors"),
+        (RouterSpec(64, 8, device_type="xpu"), "this Triton has no driver for XPU"),
     ],
     ids=str,
 )

@@ -54,6 +54,13 @@ def test_what_rounding_does_not_explain(
     assert why in verdict
 
 
+@pytest.mark.parametrize("ids", [[0], [1]], ids=str)
+def test_what_a_near_tie_chose_has_its_own_weight(ids: list[int]) -> None:
+    """Equal keys of unequal scores: 1/2 + 1/4 and, all but for rounding, 1/4 + 1/2."""
+    logits, bias = [0, -math.log(3)], [0.25, 0.5]
+    assert judge(ids, logits, bias, RouterSpec(2, 1, renormalize=False)) is None
+
+
 def test_near_ties_beside_infinities_and_nan() -> None:
     spec = RouterSpec(6, 3, renormalize=False)
     bias = [INF, 0, 0, -INF, 0, 0]

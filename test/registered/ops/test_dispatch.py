@@ -219,6 +219,11 @@ def test_a_forced_backend_raises_with_the_reason(monkeypatch: pytest.MonkeyPatch
         biased_grouped_topk(**GOOD)
 
 
+def test_triton_on_a_cpu_is_refused_without_its_interpreter() -> None:
+    with pytest.raises(BackendError, match="no Triton for cpu tensors"):
+        biased_grouped_topk(**GOOD, backend="triton")
+
+
 def test_every_backend_failing_raises_the_last_error(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, right)
     biased_grouped_topk(**GOOD)

@@ -64,7 +64,7 @@ def test_reference_equals_float64(spec: RouterSpec) -> None:
         assert weights[row].tolist() == pytest.approx(expected_weights, rel=1e-6)
 
 
-@pytest.mark.parametrize("offset", [0, 7, 30], ids="bias+{}".format)
+@pytest.mark.parametrize("offset", [-5, 0, 7, 30], ids="bias{:+}".format)
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_float32_keys_decide_with_an_offset_bias(spec: RouterSpec, offset: int) -> None:
     """With a large offset many keys tie in float32, by contract, not in float64."""
@@ -85,6 +85,16 @@ def test_sigmoid_keeps_its_relative_error_down_to_the_last_normal_number() -> No
         weights, _ = biased_grouped_topk(logits, torch.zeros(1), 1, False, backend=backend)
         error = ((weights.double() - exact) / exact).abs().max().item()
         assert error <= 1e-6, f"{backend}: {error:.1e} for {spec}"
+
+
+@pytest.mark.parametrize("level", [-90.0, -800.0, -3e38])
+def test_torch_where_scores_underflow(level: float) -> None:
+    """Beyond -746 also in float64, in which it computes on a CPU."""
+    spec = RouterSpec(16, 4)
+    logits, bias = torch.full((3, 16), level), torch.arange(16) / 100
+    logits[1, 12] = level / 2
+    weights, ids = torch_topk(logits, bias, spec)
+    assert find_mismatch(weights, ids, logits, bias, spec) is None
 
 
 @pytest.mark.parametrize("rows", [1, 7, 63, 129], ids="T{}".format)

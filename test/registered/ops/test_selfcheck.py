@@ -136,6 +136,64 @@ def test_wrong_answers_are_caught(damage: Callable[[Tensor, Tensor, Tensor], Non
     assert "expected" in failure
 
 
+def key_minus_bias(x: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
+    weights, ids = torch_router.torch_topk(x, bias, spec)
+    chosen = ids.long()
+    key = (x.sigmoid() + bias).gather(1, chosen)
+    score = key - bias.expand_as(x).gather(1, chosen)
+    return score / score.sum(dim=1, keepdim=True), ids
+
+
+def scores_divided_by_their_sum(x: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
+    _, ids = torch_router.torch_topk(x, bias, spec)
+    score = x.sigmoid().gather(1, ids.long())
+    return score / score.sum(dim=1, keepdim=True), ids
+
+
+def dropped_groups_masked_with_zero(x: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
+    kept = torch_router._kept_groups((x.sigmoid() + bias).view(len(x), 8, -1), spec)
+    masked = torch.where(kept.repeat_interleave(32, dim=1), x.sigmoid() + bias, 0)
+    ids = torch_router._pack(masked).topk(spec.topk, dim=1).indices
+    score = x.double().sigmoid().gather(1, ids)
+    return (score / score.sum(dim=1, keepdim=True)).float(), ids.int()
+
+
+def one_row_without_its_bias(x: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
+    return torch_router.torch_topk(x, bias if len(x) > 1 else torch.zeros_like(bias), spec)
+
+
+def higher_id_first_in_a_batch(x: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
+    weights, ids = torch_router.torch_topk(x.flip(1), bias.flip(0), spec)
+    flipped = (weights, x.shape[1] - 1 - ids)
+    return flipped if len(x) > 1 else torch_router.torch_topk(x, bias, spec)
+
+
+def no_expert_where_none_is_best(x: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
+    weights, ids = torch_router.torch_topk(x, bias, spec)
+    key = x.sigmoid() + bias
+    return weights, torch.where((key == key[:, :1]).all(dim=1, keepdim=True), 0, ids)
+
+
+@pytest.mark.parametrize(
+    ("route", "batch"),
+    [
+        (no_expert_where_none_is_best, "all experts tied"),
+        (higher_id_first_in_a_batch, "ties among four levels"),
+        (one_row_without_its_bias, "a single row"),
+        (key_minus_bias, "a bias offset by 8"),
+        (scores_divided_by_their_sum, "scores that underflow"),
+        (dropped_groups_masked_with_zero, "a negative bias"),
+    ],
+)
+def test_each_batch_finds_what_the_others_miss(
+    route: Callable[[Tensor, Tensor, RouterSpec], Answer], batch: str
+) -> None:
+    spec = RouterSpec(256, 8, 8, 4)
+    failure = selfcheck.find_failure(lambda x, bias: route(x, bias, spec), spec, CPU)
+    assert failure is not None
+    assert failure.startswith(f"{batch}:")
+
+
 def drop_rows(weights: Tensor, ids: Tensor) -> Answer:
     return weights[:5], ids[:5]
 

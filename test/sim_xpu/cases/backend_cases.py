@@ -169,6 +169,14 @@ def test_a_wrapper_that_disagrees_with_its_operation_is_refused(
 
 
 @pytest.mark.usefixtures("fresh_probe")
+def test_an_operation_without_a_python_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sgl_kernel
+
+    monkeypatch.delattr(sgl_kernel, "topk_sigmoid", raising=False)
+    assert "no Python function for it" in str(xpu_kernels.find("topk_sigmoid"))
+
+
+@pytest.mark.usefixtures("fresh_probe")
 def test_the_cuda_package_of_the_same_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the same operations, for another dispatch key."""
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
