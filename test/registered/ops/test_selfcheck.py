@@ -137,7 +137,7 @@ def test_wrong_answers_are_caught(damage: Callable[[Tensor, Tensor, Tensor], Non
 
 
 def key_minus_bias(x: Tensor, bias: Tensor, spec: RouterSpec) -> Answer:
-    weights, ids = torch_router.torch_topk(x, bias, spec)
+    _, ids = torch_router.torch_topk(x, bias, spec)
     chosen = ids.long()
     key = (x.sigmoid() + bias).gather(1, chosen)
     score = key - bias.expand_as(x).gather(1, chosen)
