@@ -128,6 +128,19 @@ def test_torch_equals_reference_on_special_values(
     assert find_mismatch(weights, ids, logits, bias, spec) is None
 
 
+def test_torch_decides_near_ties_alone_as_in_a_batch() -> None:
+    """float32 sigmoids differ in the last bit between vectors and the scalar end of a batch."""
+    x = torch.rand(4096, generator=torch.Generator().manual_seed(0)) * 3
+    together, alone = x.sigmoid(), torch.cat([each.sigmoid() for each in x.split(1)])
+    E, T = 17, 16  # the last expert is in the scalar end of a row, not in that of the batch
+    for i in (together != alone).nonzero().flatten()[:20].tolist():
+        logits, bias = torch.full((T, E), -50.0), torch.zeros(E)
+        logits[:, 0], logits[:, -1] = 0, x[i]
+        bias[0] = torch.minimum(together[i], alone[i]) - 0.5  # expert 0 is the smaller of both
+        ids = torch_topk(logits, bias, RouterSpec(E, 1))[1]
+        assert torch.equal(torch_topk(logits[:1], bias, RouterSpec(E, 1))[1], ids[:1])
+
+
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_a_bias_per_token_is_a_bias_per_row(spec: RouterSpec) -> None:
     logits, bias = inputs(spec, rows=5)
