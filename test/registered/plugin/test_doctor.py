@@ -27,7 +27,7 @@ from sglang_moe_ext.ops import RouterSpec, choose
 from sglang_moe_ext.patching import Release
 from sglang_moe_ext.signatures import RELEASES
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=140, suite="base-a-test-cpu")
 
 
 @pytest.fixture
