@@ -21,23 +21,28 @@ PROBE_TIMEOUT_S = 180
 
 # Loads plugins in a fresh process, as a server would, and prints one JSON line.
 _PROBE = """
-import json, logging
+import importlib, json, logging, traceback
 errors = []
 class Keep(logging.Handler):
     def emit(self, record):
         if record.name.startswith("sglang_moe_ext"):
             errors.append(record.getMessage())
 logging.getLogger().addHandler(Keep(logging.ERROR))
-from sglang.srt.plugins import load_plugins
-load_plugins()
-import importlib
-from sglang_moe_ext import host, overrides
+from sglang_moe_ext import host, notice, overrides
 live, names = {}, set()
-for target in overrides.targets():
-    importlib.import_module(target.module)
-    live[target.path] = overrides.INSTALLED.reaches(target)
-    names |= {target.path, f"{target.module}.{target.called_as}"}
-print(json.dumps({"live": live, "errors": errors, "hooks": list(host.foreign_hooks(names))}))
+try:
+    from sglang.srt.plugins import load_plugins
+    load_plugins()
+    for target in overrides.targets():
+        importlib.import_module(target.module)
+        live[target.path] = overrides.INSTALLED.reaches(target)
+        names |= {target.path, f"{target.module}.{target.called_as}"}
+except Exception as error:
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    report = {"raised": f"{notice.describe(error)} ({at.filename}, line {at.lineno})"}
+else:
+    report = {"live": live, "errors": errors, "hooks": list(host.foreign_hooks(names))}
+print(json.dumps(report))
 """
 
 
@@ -158,7 +163,7 @@ def liveness() -> Iterator[Check]:
     try:
         report = _probe()
     except (subprocess.SubprocessError, ValueError) as error:
-        yield Check("live", "fail", str(error), f"see the error; {env.PREFIX}=0 switches us off")
+        yield Check("live", "fail", *_whose(str(error)))
         return
     for target in overrides.targets():
         is_ours = report["live"][target.path]
@@ -171,12 +176,29 @@ def liveness() -> Iterator[Check]:
         yield Check(f"hook: {name}", "ok", f"plugin {plugin} has a hook of kind {kind} on it, too")
 
 
-def _probe() -> dict[str, Any]:
+def _whose(error: str) -> tuple[str, str]:
+    """What to say of an error while loading, and its remedy: does it come without us, too?"""
+    try:
+        _probe(**{env.PREFIX: "0"})
+    except (subprocess.SubprocessError, ValueError):
+        remedy = "repair what it names, usually by reinstalling it for this PyTorch, and try again"
+        return f"SGLang itself does not start here, with or without us: {error}", remedy
+    return f"with us, SGLang does not start here: {error}", f"{env.PREFIX}=0 switches us off"
+
+
+def _probe(**environment: str) -> dict[str, Any]:
+    """The report of a process that loaded plugins; ValueError if it could not."""
     process = subprocess.run(
-        [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=PROBE_TIMEOUT_S
+        [sys.executable, "-c", _PROBE],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PROBE_TIMEOUT_S,
     )
     if process.returncode:
         last = process.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ValueError(f"loading plugins ended with exit code {process.returncode}: {last[0]}")
     report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    if "raised" in report:
+        raise ValueError(report["raised"])
     return report

@@ -48,7 +48,9 @@ def run(as_json: bool) -> int:
     margin = " " * (6 + width + 2)
     for check in checks:
         head = f"{check.status:4}  {check.name.ljust(width)}  "
-        print(textwrap.fill(check.found, COLUMNS, initial_indent=head, subsequent_indent=margin))
+        fill = textwrap.TextWrapper(COLUMNS, initial_indent=head, subsequent_indent=margin)
+        fill.break_on_hyphens = fill.break_long_words = False  # so that paths can be copied
+        print(fill.fill(check.found))
         if check.remedy:
             print(f"{margin}-> {check.remedy}")
     print(f"\nsglang-moe-ext {__version__}: " + (f"{failed} failed" if failed else "healthy"))

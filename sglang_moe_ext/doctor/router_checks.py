@@ -26,8 +26,9 @@ MODEL_SHAPES = {
 REMEDIES = {
     "cpu": "pip install 'sglang-moe-ext[cpu]' for the compiled router",
     "cuda": "install the Triton that your PyTorch asks for",
-    "xpu": "a newer sgl_kernel for XPU, or a Triton with an XPU driver, would be faster",
+    "xpu": "an sgl_kernel for XPU that serves it, or a Triton with an XPU driver, would be faster",
 }
+NO_SGL_KERNEL = "sgl_kernel cannot be used, as said above"
 
 
 def routers() -> Iterator[Check]:
@@ -56,10 +57,20 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _xpu_kernels() -> Iterator[Check]:
+    if why := _no_sgl_kernel():
+        remedy = f"install the sgl_kernel for XPU that was built for PyTorch {torch.__version__}"
+        yield Check("sgl_kernel", "warn", why, remedy)
+        return
     for operation in xpu_kernels.VARIANTS:
         kernel = xpu_kernels.find(operation)
         found = kernel if isinstance(kernel, str) else f"variant {kernel.variant}"
         yield Check(f"sgl_kernel.{operation}", "warn" if found is kernel else "ok", found)
+
+
+def _no_sgl_kernel() -> str | None:
+    """Why none of its operations can be used, if that has one reason."""
+    reason, *others = {xpu_kernels.find(operation) for operation in xpu_kernels.VARIANTS}
+    return reason if isinstance(reason, str) and not others else None
 
 
 def _backends(device: str) -> Iterator[Check]:
@@ -85,7 +96,10 @@ def _backend(device: str, spec: RouterSpec) -> Check:
     if forced == "auto" and plan.is_last:
         return _no_backend(device, plan.decision.detail)
     decision, backend = plan.decision, plan.decision.backend
-    passed_over = [f"not {name}: {why}" for name, why in decision.rejected]
+    passed_over = [
+        f"not {name}: {NO_SGL_KERNEL if name == 'xpu' and _no_sgl_kernel() else why}"
+        for name, why in decision.rejected
+    ]
     reserve = () if forced != "auto" else candidates[candidates.index(backend) + 1 :]
     in_reserve = [f"in reserve {', '.join(reserve)}"] if reserve else []
     found = "; ".join((decision.detail, *passed_over, *in_reserve))

@@ -52,12 +52,15 @@ def probe(up_to: str) -> dict[str, Any]:
     started = time.monotonic()
     report: dict[str, Any] = {"hooks": load_plugins()}
     wanted = list(LEVELS)[: list(LEVELS).index(up_to) + 1]
-    errors = import_errors([LEVELS[level] for level in wanted])
+    modules = [LEVELS[level] for level in wanted]
+    if up_to == "server":
+        modules.append(overrides.UPDATER)  # imported late, by the workers
+    errors = import_errors(modules)
     reached = list(itertools.takewhile(lambda level: LEVELS[level] not in errors, wanted))
     report |= {"level": reached[-1] if reached else "none", "errors": errors}
     if "router" in reached:
         report |= {
-            "not_live": not_live(),
+            "not_live": not_live(complete="server" in reached),
             "ids_finished_by": overrides.ids_finished().by,
             "cases": tally(CASES, lambda case: check_case(case), lambda case: case.name),
             "sweep": tally(sweep(), lambda point: check_point(*point), str),
@@ -100,10 +103,14 @@ def publish_server_args() -> None:
         server_args._global_server_args = object.__new__(server_args.ServerArgs)
 
 
-def not_live() -> list[str]:
-    """Targets that SGLang's own calls would not reach."""
-    loaded = [target for target in overrides.targets() if target.module in sys.modules]
-    return [target.path for target in loaded if not overrides.INSTALLED.reaches(target)]
+def not_live(*, complete: bool) -> list[str]:
+    """Targets that SGLang's own calls would not reach; complete: modules must be loaded."""
+    return [
+        target.path
+        for target in overrides.targets()
+        if (complete or target.module in sys.modules)
+        and not (target.module in sys.modules and overrides.INSTALLED.reaches(target))
+    ]
 
 
 def tally(
