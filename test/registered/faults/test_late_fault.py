@@ -15,7 +15,7 @@ from test_support.faults import FAULTS, fault_environment
 from sglang_moe_ext import trace
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=50, suite="base-a-test-cpu")
+register_cpu_ci(est_time=50, suite="base-a-test-cpu", nightly=True)
 
 pytestmark = pytest.mark.server
 

@@ -120,6 +120,25 @@ def test_an_empty_batch_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls == []
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_any_strides(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, bias = (torch.randn(E, T, generator=generator) for _ in range(2))
+    for x, b in ((logits.t(), bias[:, 0]), (logits.t(), bias.t()), (logits.t()[:1], bias.t()[:1])):
+        call = {**GOOD, "gating_output": x, "correction_bias": b, "backend": backend}
+        weights, ids = biased_grouped_topk(**call)
+        call |= {"gating_output": x.contiguous(), "correction_bias": b.contiguous()}
+        expected = biased_grouped_topk(**call)
+        assert torch.equal(ids, expected[1])
+        assert torch.equal(weights, expected[0])
+
+
+def test_no_factor_is_a_factor_of_one() -> None:
+    call = {**GOOD, "apply_routed_scaling_factor_on_output": True}
+    weights, _ = biased_grouped_topk(**{**call, "routed_scaling_factor": None})
+    assert weights.sum(dim=1).tolist() == [1.0] * T
+
+
 def test_one_decision_whatever_the_batch_size() -> None:
     for rows in (1, 2, 3, 100):
         biased_grouped_topk(**{**GOOD, "gating_output": torch.zeros(rows, E)})

@@ -7,18 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "releases"))
 
 import fake_package
-from sim_xpu import sim_environment
 from test_support.stub_host import StubHost
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
@@ -27,7 +24,7 @@ from sglang_moe_ext.ops import RouterSpec, choose
 from sglang_moe_ext.patching import Release
 from sglang_moe_ext.signatures import RELEASES
 
-register_cpu_ci(est_time=140, suite="base-a-test-cpu")
+register_cpu_ci(est_time=50, suite="base-a-test-cpu")
 
 
 @pytest.fixture
@@ -36,16 +33,10 @@ def host(tmp_path: Path) -> StubHost:
 
 
 def doctor(host: StubHost, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run_doctor(os.environ, *arguments, PYTHONPATH=str(host.folder), **environment)
-
-
-def run_doctor(
-    inherited: Mapping[str, str], *arguments: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in inherited.items() if not k.startswith(("SGLANG_", "PLAIN_CPU"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SGLANG_", "PLAIN_CPU"))}
     return subprocess.run(
         [sys.executable, "-m", "sglang_moe_ext", "doctor", *arguments],
-        env={**clean, **environment},
+        env={**clean, "PYTHONPATH": str(host.folder), **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -231,46 +222,6 @@ def test_a_device_that_no_backend_serves_is_a_failure(monkeypatch: pytest.Monkey
     assert check.status == "fail"
     assert "no backend can route 16/4 on cpu" in check.found
     assert "SGLANG_MOE_EXT_DEVICES without cpu" in check.remedy
-
-
-@pytest.fixture
-def simulated_xpu() -> dict[str, str]:
-    if not shutil.which("c++"):
-        pytest.skip("the simulated XPU needs a C++ compiler (c++) to be built")
-    return sim_environment()
-
-
-def test_kernels_of_an_xpu_serve_and_their_variants_are_named(
-    simulated_xpu: dict[str, str],
-) -> None:
-    process = run_doctor(simulated_xpu)
-    assert process.returncode == 0, process.stdout + process.stderr
-    report = " ".join(process.stdout.split())
-    assert "ok xpu simulated XPU" in report
-    for line in ("topk_sigmoid variant S2", "moe_fused_gate variant F3", "biased_topk variant B1"):
-        assert f"ok sgl_kernel.{line}" in report
-    deepseek_v3 = "DeepSeek-V3, Ling 256/8 g8 tg4: sgl_kernel.moe_fused_gate (F3)"
-    assert f"ok xpu: xpu {deepseek_v3}" in report
-
-
-def test_a_broken_sgl_kernel_explains_itself(simulated_xpu: dict[str, str], tmp_path: Path) -> None:
-    """SGLang imports it on XPU, so no server starts; the router alone could do without."""
-    broken = tmp_path / "sgl_kernel" / "__init__.py"
-    broken.parent.mkdir()
-    broken.write_text("raise ImportError('common_ops.so: undefined symbol: _ZN2at4_ops')")
-    path = os.pathsep.join([str(tmp_path), simulated_xpu["PYTHONPATH"]])
-    process = run_doctor(simulated_xpu, "--json", PYTHONPATH=path)
-    assert process.returncode == 1, process.stderr
-    (failed,) = failures(process).values()
-    assert failed["found"].startswith("SGLang itself does not start here, with or without us")
-    assert f"undefined symbol: _ZN2at4_ops ({broken}, line 1)" in failed["found"]
-    assert "reinstalling it for this PyTorch" in failed["remedy"]
-    checks = {check["name"]: check for check in json.loads(process.stdout)["checks"]}
-    assert "undefined symbol: _ZN2at4_ops" in checks["sgl_kernel"]["found"]
-    assert "built for PyTorch" in checks["sgl_kernel"]["remedy"]
-    assert checks["xpu: torch"]["found"].startswith("DeepSeek-V3, Ling 256/8 g8 tg4; Kimi-K2")
-    assert "not xpu: sgl_kernel cannot be used" in checks["xpu: torch"]["found"]
-    assert "xpu: xpu" not in checks
 
 
 if __name__ == "__main__":
