@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,5 +17,6 @@ def remember(fault: str, outcome: str, said: Sequence[str] = (), *, where: str =
     if path := os.environ.get("FAULTS_JSON"):
         file = Path(path)
         rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        rows[fault] = {"outcome": outcome, "said": list(dict.fromkeys(said)), "where": where}
+        lines = [re.sub(r"(?<=\s)/\S+(?=/trace/)", "…", line) for line in dict.fromkeys(said)]
+        rows[fault] = {"outcome": outcome, "said": lines, "where": where}
         file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
