@@ -157,6 +157,16 @@ def test_nan_ranks_last_and_weighs_nothing() -> None:
     assert find_mismatch(weights, ids, logits, bias, spec) is None
 
 
+def test_nan_in_a_group_counts_as_banned() -> None:
+    """Not as a second copy of the best: a maximum that drops NaN finds that twice."""
+    logits = torch.full((2, 128), -5.0)
+    logits[:, :2] = torch.tensor([torch.nan, 1.0])
+    logits[:, 32:34] = torch.tensor([0.9, 0.8])
+    weights, ids = route(logits, torch.zeros(128), RouterSpec(128, 2, 4, 1))
+    assert ids.tolist() == [[32, 33]] * 2
+    assert find_mismatch(weights, ids, logits, torch.zeros(128), RouterSpec(128, 2, 4, 1)) is None
+
+
 @pytest.mark.parametrize("spec", [RouterSpec(32, 4), RouterSpec(32, 4, 4, 2)], ids=str)
 def test_banned_and_forced_experts(spec: RouterSpec) -> None:
     logits, bias = draw(5, 32)

@@ -11,7 +11,7 @@ from fake_package import RELEASE, ROOT, apply_patches, make_package, run
 from release_checks import contents
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
-from sglang_moe_ext.patching import PatchError, Release, find_patches, parse
+from sglang_moe_ext.patching import PatchError, Release, State, find_patches, parse, plan
 
 register_cpu_ci(est_time=2, suite="base-a-test-cpu")
 
@@ -107,13 +107,23 @@ FILE = "--- a/python/sglang/x.py\n+++ b/python/sglang/x.py\n"
         (HEADER + FILE + "@@ -1,2 +1,2 @@\n a\n", "not a unified diff"),
         (HEADER + FILE + "@@ -1,1 +1,2 @@\n a\n?b\n", "expected a line of the hunk"),
         (HEADER + FILE.replace("python/sglang/", ""), "expected '... b/python/sglang/"),
+        (HEADER + FILE.replace("b/python/sglang/x", "b/python/sglang/y"), "expected 'a/.*/y.py"),
     ],
-    ids=["header", "cut off", "foreign line", "foreign path"],
+    ids=["header", "cut off", "foreign line", "foreign path", "another file"],
 )
 def test_malformed_patch_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "0001-x.patch").write_text(text)
     with pytest.raises(PatchError, match=message):
         parse(tmp_path / "0001-x.patch")
+
+
+def test_a_patch_that_fits_both_ways_is_a_conflict(tmp_path: Path) -> None:
+    """Both its old and its new text are there: it cannot be told whether it is applied."""
+    (tmp_path / "0001-x.patch").write_text(HEADER + FILE + "@@ -1,1 +1,1 @@\n-old\n+new\n")
+    patch = parse(tmp_path / "0001-x.patch")
+    (step,), texts = plan([patch], {"x.py": "old\nnew\n"}.get)
+    assert (step.state, step.reason) == (State.CONFLICT, "fits forwards and backwards")
+    assert texts == {}
 
 
 if __name__ == "__main__":
