@@ -68,7 +68,8 @@ def supports(spec: RouterSpec) -> str | None:
     if spec.per_token_bias:
         return "no operation of sgl_kernel takes a bias per token"
     refusals = [_refusal(rule, spec) for rule in XPU_RULES]
-    return None if None in refusals else "; ".join(why for why in refusals if why)
+    # A library that cannot be imported is the same reason three times.
+    return None if None in refusals else "; ".join(dict.fromkeys(why for why in refusals if why))
 
 
 def prepare(spec: RouterSpec) -> Prepared:

@@ -75,6 +75,7 @@ def right(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         ({"correction_bias": torch.zeros(1)}, "correction_bias has 1 dim.* 1, expected"),
         ({"correction_bias": torch.tensor(0.0)}, "correction_bias has 0 dim"),
         ({"correction_bias": torch.zeros(T + 1, E)}, r"correction_bias has shape \(5, 64\)"),
+        ({"correction_bias": torch.zeros(1, T, E)}, "correction_bias has 3 dim.* 64, expected"),
         ({"correction_bias": torch.zeros(T * E)}, "correction_bias has 1 dim.* 256, expected"),
         ({"correction_bias": torch.zeros(E).long()}, "correction_bias is torch.int64, expected"),
         ({"correction_bias": torch.zeros(E).double()}, "correction_bias is torch.float64"),
