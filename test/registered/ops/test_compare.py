@@ -54,6 +54,16 @@ def test_what_rounding_does_not_explain(
     assert why in verdict
 
 
+def test_shared_slots_come_last_in_order() -> None:
+    spec = RouterSpec(4, 3, num_fused_shared_experts=2)
+    x, b = torch.tensor([[2.0, 1, 0, -1]]), torch.zeros(4)
+    weights, ids = reference_topk(x, b, spec)
+    assert find_mismatch(weights, ids, x, b, spec) is None
+    verdict = find_mismatch(weights, ids[:, [0, 2, 1]], x, b, spec)
+    assert verdict is not None
+    assert "shared slots" in verdict
+
+
 @pytest.mark.parametrize("ids", [[0], [1]], ids=str)
 def test_what_a_near_tie_chose_has_its_own_weight(ids: list[int]) -> None:
     """Equal keys of unequal scores: 1/2 + 1/4 and, all but for rounding, 1/4 + 1/2."""

@@ -239,6 +239,19 @@ def test_a_forced_backend_raises_with_the_reason(monkeypatch: pytest.MonkeyPatch
         biased_grouped_topk(**GOOD)
 
 
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(ValueError, match="backend is 'fast', expected one of reference, torch"):
+        biased_grouped_topk(**GOOD, backend="fast")
+
+
+def test_no_self_check_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compares on the CPU, and a capture can't wait for an answer."""
+    assert choose._is_checked("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not choose._is_checked("triton")
+
+
 def test_triton_on_a_cpu_is_refused_without_its_interpreter() -> None:
     with pytest.raises(BackendError, match="no Triton for cpu tensors"):
         biased_grouped_topk(**GOOD, backend="triton")

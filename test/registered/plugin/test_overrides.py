@@ -265,6 +265,7 @@ def test_a_malformed_variable_is_an_error(
     assert probe.is_like(STOCK), probe.log
     (error,) = probe.errors()
     assert message in error
+    assert "failed" not in error  # nothing of ours did
     assert host.probe(**{variable: value}, **STRICT).code == 1
 
 
