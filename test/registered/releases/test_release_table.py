@@ -8,6 +8,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "releases"))
 
 from release_checks import ALL, ROOT
+from test_support.failure_cases import CASES
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
@@ -49,6 +50,11 @@ def test_every_release_was_run_and_nothing_failed() -> None:
         for check in ("cases", "sweep", "ids", "gate"):
             passed, total = result[check]
             assert passed == total > 0, (release, check)
+
+
+def test_the_recorded_runs_had_the_cases_of_today() -> None:
+    outdated = [r for r, result in recorded().items() if result["cases"][1] != len(CASES)]
+    assert not outdated, "run: python test/releases/compatibility.py"
 
 
 def test_releases_share_a_row_only_where_all_is_the_same() -> None:
