@@ -185,6 +185,20 @@ def test_zero_bias_is_a_note(tmp_path: Path) -> None:
     assert "all values are 0" in [finding.found for finding in report.findings]
 
 
+def test_a_constant_bias_has_lost_nothing(tmp_path: Path) -> None:
+    report = inspect_changed(tmp_path, lambda t: t[BIAS_2].fill_(0.5))
+    assert not report.layers[1].bias_rounded
+
+
+def test_a_gate_with_a_scale_beside_it(tmp_path: Path) -> None:
+    """SGLang would not apply the scale, whatever the type of the weight."""
+    scale = GATE_2.replace("weight", "weight_scale_inv")
+    report = inspect_changed(tmp_path, lambda t: t.update({scale: torch.ones(1, 1)}))
+    finding = only_problem(report)
+    assert finding.subject == GATE_2
+    assert finding.found.endswith("with weight_scale_inv: quantised")
+
+
 @pytest.mark.parametrize("scale", [None, "weight_scale_inv", "weight_scale"])
 def test_fp8_gate(tmp_path: Path, scale: str | None) -> None:
     def quantise(tensors: dict[str, Tensor]) -> None:

@@ -87,7 +87,11 @@ def test_far_off_is_a_factor_and_some_seconds(
 UNFINISHED = {
     "empty": ("", "no test was collected", 0),
     "import error": ("import absent", "exit code 1 before any test ran; did an import fail", 0),
-    "abort": ("def test_a(): pass\ndef test_b(): os.abort()", "in test_made.py::test_b", 1),
+    "abort": (
+        "def test_a(): pass\ndef test_b(): os.abort()",
+        "killed by signal 6 (Aborted) in test_made.py::test_b",
+        1,
+    ),
     "exit 0": ("def test_a(): pass\ndef test_b(): os._exit(0)", "in test_made.py::test_b", 1),
     "exit 0 at once": ("def test_a(): os._exit(0)\ndef test_b(): pass", "2 test(s) unfinished", 0),
     "pytest.exit": ("def test_a(): pass\ndef test_b(): pytest.exit()", "1 test(s) unfinished", 1),
