@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.gate import ON_GPU, make_gate
+from sglang_moe_ext.loading import CheckpointError
+from sglang_moe_ext.parameters import routing_parameters
 
 register_cpu_ci(est_time=4, suite="base-a-test-cpu")
 
@@ -44,6 +46,13 @@ def test_logits_are_float32_whatever_the_gpu_kernel_emits(
     else:
         exact = hidden_states.double() @ gate.weight.double().T
         torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_its_parameters_refuse_what_does_not_fit() -> None:
+    gate = make_gate(HostGate, confirm=lambda: None)(SimpleNamespace(logits_dtype=torch.float32))
+    with pytest.raises(CheckpointError, match=r"gate.weight: has shape \[3\], expected \[8, 32\]"):
+        gate.weight.weight_loader(gate.weight, torch.zeros(3))
+    assert [each.name for each in routing_parameters(gate)] == ["weight"]
 
 
 if __name__ == "__main__":

@@ -55,6 +55,30 @@ def test_registering_again_changes_nothing(host: StubHost) -> None:
     assert probe.is_like(OURS), probe.log
 
 
+def test_a_model_of_many_gates_says_once_that_we_are_live(host: StubHost) -> None:
+    config = "types.SimpleNamespace(topk_method='noaux_tc')"
+    probe = host.probe(again=f"for _ in 'ab': deepseek_v2.DeepseekV2MoE({config})")
+    assert probe.is_like(OURS), probe.log
+    assert probe.log.count("is live") == 1
+
+
+def test_what_is_taken_after_loading_is_seen_when_a_model_is_built(host: StubHost) -> None:
+    probe = host.probe(again="topk.biased_grouped_topk = lambda *args, **kwargs: 'stock'")
+    assert probe.report["router"] == "stock"
+    (error,) = probe.errors()
+    assert "topk.biased_grouped_topk is <function <lambda>" in error
+
+
+def test_a_refusal_is_said_once_whatever_follows(host: StubHost) -> None:
+    probe = host.probe(
+        again="from sglang_moe_ext.overrides import INSTALLED\n"
+        "INSTALLED.refuse(['one reason']); INSTALLED.refuse(['another'])"
+    )
+    assert probe.is_like(STOCK), probe.log
+    (error,) = probe.errors()
+    assert "one reason" in error
+
+
 def test_switched_off_is_stock(host: StubHost) -> None:
     probe = host.probe(SGLANG_MOE_EXT="0")
     assert probe.is_like(STOCK), probe.log
