@@ -48,6 +48,14 @@ def test_logits_are_float32_whatever_the_gpu_kernel_emits(
         torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_a_weight_packed_for_amx_is_left_to_the_host() -> None:
+    gate = make_gate(HostGate, confirm=lambda: None)(SimpleNamespace(logits_dtype=torch.bfloat16))
+    hidden_states = torch.randn(5, HIDDEN).bfloat16()
+    assert gate(hidden_states).dtype == torch.float32
+    gate.use_intel_amx_backend = True
+    assert gate(hidden_states).dtype == torch.bfloat16
+
+
 def test_its_parameters_refuse_what_does_not_fit() -> None:
     gate = make_gate(HostGate, confirm=lambda: None)(SimpleNamespace(logits_dtype=torch.float32))
     with pytest.raises(CheckpointError, match=r"gate.weight: has shape \[3\], expected \[8, 32\]"):

@@ -279,6 +279,7 @@ def test_a_wrapper_around_our_router_is_welcome(host: StubHost, name: str) -> No
     ("variable", "value", "message"),
     [
         ("SGLANG_MOE_EXT_BACKEND", "fastest", "is 'fastest', expected auto, reference, torch"),
+        ("SGLANG_MOE_EXT_DEVICES", "cpu,gpu", "is 'cpu,gpu', expected a comma-separated list of"),
         ("SGLANG_MOE_EXT_STRCT", "1", "unknown variable SGLANG_MOE_EXT_STRCT; known are"),
     ],
 )
