@@ -228,6 +228,17 @@ def test_a_direct_update_is_written(healthy: Path) -> None:
     assert dict(model.named_parameters())[BIAS].unique().tolist() == [0.5]
 
 
+def test_a_direct_update_makes_copies_stale(healthy: Path) -> None:
+    """SGLang keys its cast copy of a bias on the version, which `.data` leaves as it was."""
+    model = load(healthy)
+    bias = dict(model.named_parameters())[BIAS]
+    model.topk_config = SimpleNamespace(correction_bias=bias)
+    before = bias._version
+    values = torch.arange(float(EXPERTS))
+    make_direct_loader(lambda model, tensors: bias.data.copy_(values))(model, [(BIAS, values)])
+    assert bias._version > before
+
+
 def test_a_refusal_of_an_update_is_an_answer() -> None:
     def update(self: object, named_tensors: object, load_format: str | None = None) -> None:
         raise {"direct": CheckpointError("why"), None: KeyError("a bug")}[load_format]

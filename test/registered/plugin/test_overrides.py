@@ -69,6 +69,15 @@ def test_what_is_taken_after_loading_is_seen_when_a_model_is_built(host: StubHos
     assert "topk.biased_grouped_topk is <function <lambda>" in error
 
 
+def test_a_wrapper_around_what_we_withdrew_reaches_sglang(host: StubHost) -> None:
+    probe = host.probe(
+        again="import functools\nours = topk.biased_grouped_topk\n"
+        "topk.biased_grouped_topk = functools.wraps(ours)(lambda *a, **k: ours(*a, **k))\n"
+        "from sglang_moe_ext.overrides import INSTALLED; INSTALLED.refuse(['a test'])"
+    )
+    assert probe.is_like(STOCK), probe.log
+
+
 def test_a_refusal_is_said_once_whatever_follows(host: StubHost) -> None:
     probe = host.probe(
         again="from sglang_moe_ext.overrides import INSTALLED\n"
