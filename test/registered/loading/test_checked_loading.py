@@ -27,12 +27,13 @@ from sglang_moe_ext.loading import (
     mark_gate_parameter,
 )
 from sglang_moe_ext.origin import file_of
-from sglang_moe_ext.parameters import rounded_away
+from sglang_moe_ext.parameters import renew, rounded_away
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 
 ROOT = Path(__file__).parents[3]
 EXPERTS = 64
+MODEL = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,45 @@ def test_a_direct_update_is_written(healthy: Path) -> None:
     assert dict(model.named_parameters())[BIAS].unique().tolist() == [0.5]
 
 
+def test_a_merged_bias_in_memory_is_not_written(healthy: Path) -> None:
+    model = load(healthy)
+    before = dict(model.named_parameters())[BIAS].clone()
+    merged = (7 + torch.linspace(-0.1, 0.1, EXPERTS)).bfloat16().float()
+    with pytest.raises(CheckpointError, match="rounding has merged"):
+        model.load_weights([(BIAS, merged)])
+    assert torch.equal(dict(model.named_parameters())[BIAS], before)
+
+
+def test_a_failed_update_leads_back_to_the_last_good_checkpoint(
+    healthy: Path, tmp_path: Path
+) -> None:
+    """SGLang rolls back by loading `model_path` again, which names the one that failed."""
+    config, tensors = SimpleNamespace(model_path=str(healthy)), load_file(healthy / MODEL)
+    model = make_initializer(lambda config: Model())(config)
+    model.load_weights(iter(tensors.items()))
+    for path, bias, kept in (
+        ("broken", torch.nan, str(healthy)),
+        ("newer", 0.5, "newer"),
+        ("broken", torch.nan, "newer"),
+    ):
+        config.model_path = path
+        update = tensors | {BIAS: torch.full((EXPERTS,), bias)}
+        if bias == bias:
+            model.load_weights(iter(update.items()))
+        else:
+            with pytest.raises(CheckpointError):
+                model.load_weights(iter(update.items()))
+        assert config.model_path == kept
+
+
+def test_a_bias_made_in_inference_mode_has_no_version() -> None:
+    with torch.inference_mode():
+        bias = torch.zeros(EXPERTS)
+    holder = nn.Module()
+    holder.topk_config = SimpleNamespace(correction_bias=bias)
+    renew(holder)
+
+
 def test_a_direct_update_makes_copies_stale(healthy: Path) -> None:
     """SGLang keys its cast copy of a bias on the version, which `.data` leaves as it was."""
     model = load(healthy)
@@ -308,8 +348,13 @@ def test_the_file_of_a_tensor_among_shards(healthy: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "bias",
-    [torch.zeros(256), torch.randn(256).bfloat16(), 7 + torch.linspace(-0.2, 0.2, 256)],
-    ids=["all zero", "bfloat16 around 0", "float32 at an offset"],
+    [
+        torch.zeros(256),
+        torch.randn(256).bfloat16(),
+        7 + torch.linspace(-0.2, 0.2, 256),
+        torch.tensor([0.1, 0.2]).repeat(128),
+    ],
+    ids=["all zero", "bfloat16 around 0", "float32 at an offset", "two float32 values"],
 )
 def test_a_bias_that_lost_nothing_is_no_defect(bias: Tensor) -> None:
     assert rounded_away(bias.float()) is None

@@ -252,6 +252,15 @@ def test_a_second_plugin_on_our_target_leaves_no_half(
     assert f"replaced: {target} by {name}" in error
 
 
+def test_a_second_plugin_on_other_targets_is_welcome(host: StubHost) -> None:
+    theirs = REPLACERS[ROUTER].replace("topk.biased_grouped_topk", "topk._unused")
+    host.topk.write_text(host.topk.read_text() + "\ndef _unused(): pass\n")
+    host.add_plugin("other", theirs)
+    probe = host.probe()
+    assert probe.is_like(OURS), probe.log
+    assert probe.errors() == []
+
+
 @pytest.mark.parametrize("target", REPLACERS, ids=["router", "gate"])
 def test_a_second_plugin_on_our_target_ends_the_process_under_strict(
     host: StubHost, target: str
