@@ -346,6 +346,12 @@ def test_the_file_of_a_tensor_among_shards(healthy: Path, tmp_path: Path) -> Non
     assert file_of(path, key) == "in none of 2 files"
 
 
+def test_a_broken_file_does_not_hide_where_a_tensor_is(healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "two")
+    (tmp_path / "two" / "a-broken.safetensors").write_bytes(b"rubbish")
+    assert file_of(tmp_path / "two", BIAS) == MODEL
+
+
 @pytest.mark.parametrize(
     "bias",
     [

@@ -69,6 +69,20 @@ def test_what_is_taken_after_loading_is_seen_when_a_model_is_built(host: StubHos
     assert "topk.biased_grouped_topk is <function <lambda>" in error
 
 
+def test_what_replaces_the_router_is_no_wrapper_of_it(host: StubHost) -> None:
+    """It would be taken for a plugin's wrapper around SGLang's; and rows that differ are named."""
+    probe = host.probe(
+        again="assert not hasattr(topk.biased_grouped_topk, '__wrapped__')\n"
+        "try:\n"
+        "    topk.biased_grouped_topk(torch.ones(2, 8), torch.zeros(3, 4), torch.zeros(4), 2, True)\n"
+        "except ValueError as error:\n"
+        "    assert 'gating_output has 3 rows, expected 2' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError('routed')"
+    )
+    assert probe.is_like(OURS), probe.log
+
+
 def test_a_wrapper_around_what_we_withdrew_reaches_sglang(host: StubHost) -> None:
     probe = host.probe(
         again="import functools\nours = topk.biased_grouped_topk\n"
