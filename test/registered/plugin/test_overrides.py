@@ -74,7 +74,8 @@ def test_what_replaces_the_router_is_no_wrapper_of_it(host: StubHost) -> None:
     probe = host.probe(
         again="assert not hasattr(topk.biased_grouped_topk, '__wrapped__')\n"
         "try:\n"
-        "    topk.biased_grouped_topk(torch.ones(2, 8), torch.zeros(3, 4), torch.zeros(4), 2, True)\n"
+        "    two, three, bias = torch.ones(2, 8), torch.zeros(3, 4), torch.zeros(4)\n"
+        "    topk.biased_grouped_topk(two, three, bias, 2, True)\n"
         "except ValueError as error:\n"
         "    assert 'gating_output has 3 rows, expected 2' in str(error)\n"
         "else:\n"
