@@ -21,7 +21,7 @@ from sim_xpu.run_cases import run_cases
 from test_support.stub_host import OURS, STOCK, StubHost
 from torch import Tensor
 
-from sglang_moe_ext import env
+from sglang_moe_ext import env, router
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.router import make_mapping_router, make_post_processor
 
@@ -108,6 +108,14 @@ def test_what_is_left_to_sglang_is_left_alone(
     monkeypatch.setenv(f"SGLANG_MOE_EXT_{variable}", value)
     ids = torch.tensor([[0, 2]])
     found, _, _ = process(gpu_only, ids, expert_location_dispatch_info=TABLE)
+    assert found is ids
+
+
+def test_on_gpus_sglang_has_finished_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of another kind stands for one: its ids are not looked at."""
+    ids = torch.tensor([[0, 2]], device="meta")
+    monkeypatch.setattr(router, "_served", lambda: {torch.device("cpu"), ids.device})
+    found, _, _ = process(gpu_only, ids, expert_location_dispatch_info=TABLE.to("meta"))
     assert found is ids
 
 

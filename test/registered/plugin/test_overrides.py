@@ -327,6 +327,12 @@ def test_a_malformed_variable_is_an_error(
     assert host.probe(**{variable: value}, **STRICT).code == 1
 
 
+def test_a_forced_backend_that_cannot_serve_does_not_fall_back(host: StubHost) -> None:
+    probe = host.probe(SGLANG_MOE_EXT_BACKEND="triton")
+    assert probe.code == 1
+    assert "backend 'triton' was forced but cannot route 4/2: no Triton for cpu" in probe.log
+
+
 def test_model_dtype_logits_on_request(host: StubHost) -> None:
     probe = host.probe(SGLANG_MOE_EXT_GATE_LOGITS="model")
     assert probe.is_like({**OURS, "logits": "torch.bfloat16"}), probe.log
