@@ -104,5 +104,4 @@ def renew(model: nn.Module) -> None:
     SGLang keys its cast copy of the bias on that version (TopKConfig.correction_bias_for_dtype).
     """
     for bias in held_biases(model):
-        if not bias.is_inference():
-            torch.autograd.graph.increment_version(bias)
+        torch.autograd.graph.increment_version(bias)  # an inference tensor has none: no-op
