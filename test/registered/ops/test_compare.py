@@ -81,6 +81,22 @@ def test_near_ties_beside_infinities_and_nan() -> None:
     assert "expert 2" in verdict
 
 
+def test_nan_comes_after_a_banned_expert() -> None:
+    """Also as an answer: the judge has the order, whatever the weights say."""
+    spec = RouterSpec(4, 3, renormalize=False)
+    logits, bias = [0, NAN, 0, 0], [0, 0, -INF, -INF]
+    assert judge([0, 2, 3], logits, bias, spec) is None
+    verdict = judge([0, 1, 2], logits, bias, spec)
+    assert verdict is not None
+    assert "order" in verdict
+
+
+@pytest.mark.parametrize("ids", [[0, 1], [1, 0]], ids=str)
+def test_operands_that_cancel_leave_their_errors(ids: list[int]) -> None:
+    """Scores of 1/2 are known to 2**-25 at best, however small the keys are."""
+    assert judge(ids, [0, 0, -9, -9], [-0.5, -0.5 + 2**-25, -1, -1], SPEC) is None
+
+
 def test_scores_below_the_normal_numbers_may_be_flushed() -> None:
     assert judge([0, 1], [-100, -95, -110, -98], [0] * 4, SPEC) is None
     assert judge([0, 1], [-100, -60, -110, -98], [0] * 4, SPEC) is not None
