@@ -31,7 +31,7 @@ from sglang_moe_ext.checkpoint.findings import PROBLEM, Finding, Report
 from sglang_moe_ext.checkpoint.inspection import inspect_checkpoint
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=13, suite="base-a-test-cpu")
 
 GATE_2 = "model.layers.2.mlp.gate.weight"
 BIAS_2 = f"model.layers.2.{BIAS}"

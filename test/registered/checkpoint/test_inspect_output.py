@@ -26,7 +26,7 @@ from sglang_moe_ext.checkpoint.command import DEVICES, add_inspect_parser, servi
 from sglang_moe_ext.checkpoint.routing import routing_of, unwrap
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=13, suite="base-a-test-cpu")
+register_cpu_ci(est_time=7, suite="base-a-test-cpu")
 
 Inspect = Callable[..., int]
 

@@ -13,7 +13,7 @@ from sglang_moe_ext.ci import register_cpu_ci, run_file
 if TYPE_CHECKING:
     from conftest import MadeSuite, SuiteRun
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
 
 CPU = ("--hw", "cpu", "--suite", "base-a-test-cpu")
 XPU = ("--hw", "xpu", "--suite", "stage-b-test-1-gpu-xpu")

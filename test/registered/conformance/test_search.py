@@ -25,7 +25,7 @@ from sglang_moe_ext.ops.spec import RouterSpec
 pytest.importorskip("hypothesis")
 from test_support import search
 
-register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cpu_ci(est_time=23, suite="base-a-test-cpu")
 
 SEED = 0
 PLANS = [

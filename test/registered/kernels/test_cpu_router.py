@@ -22,7 +22,7 @@ from sglang_moe_ext.ops.reference import reference_topk
 pytest.importorskip("numba", reason="the cpu backend is compiled with numba")
 from sglang_moe_ext.ops import cpu_kernels, cpu_router
 
-register_cpu_ci(est_time=90, suite="base-a-test-cpu")
+register_cpu_ci(est_time=24, suite="base-a-test-cpu")
 
 SHAPES = {
     "DeepSeek-V3 256/8 g8 tg4": (256, 8, 8, 4),

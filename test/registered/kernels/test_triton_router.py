@@ -19,7 +19,7 @@ from sglang_moe_ext.ops.reference import reference_topk
 from sglang_moe_ext.ops.selfcheck import find_failure
 from sglang_moe_ext.ops.spec import RouterSpec
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=67, suite="base-a-test-cpu")
 
 del os.environ["TRITON_INTERPRET"]  # the kernels are interpreted from now on; spare other tests
 if isinstance(triton_router.route, triton.JITFunction):

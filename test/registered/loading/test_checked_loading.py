@@ -29,7 +29,7 @@ from sglang_moe_ext.loading import (
 from sglang_moe_ext.origin import file_of
 from sglang_moe_ext.parameters import renew, rounded_away
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=7, suite="base-a-test-cpu")
 
 ROOT = Path(__file__).parents[3]
 EXPERTS = 64

@@ -14,7 +14,7 @@ from sglang_moe_ext.ops.compare import find_mismatch
 from sglang_moe_ext.ops.reference import reference_topk
 from sglang_moe_ext.ops.torch_router import torch_topk
 
-register_cpu_ci(est_time=25, suite="base-a-test-cpu")
+register_cpu_ci(est_time=7, suite="base-a-test-cpu")
 
 SHAPES = {
     "DeepSeek-V3 256/8 g8 tg4": RouterSpec(256, 8, 8, 4),

@@ -22,7 +22,7 @@ from sglang_moe_ext.ops import biased_grouped_topk, choose, dispatch, selfcheck,
 from sglang_moe_ext.ops.backend import Run
 from sglang_moe_ext.ops.spec import RouterSpec
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
 
 CPU = torch.device("cpu")
 SHAPES = {name: RouterSpec(*shape) for name, shape in MODEL_SHAPES.items()}

@@ -16,7 +16,7 @@ from release_checks import check_patches_round_trip, contents, package_of
 from sglang_moe_ext import transaction
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=6, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="base-a-test-cpu")
 
 
 @pytest.mark.parametrize("inside", [".", "python", "lib/site-packages"])

@@ -17,7 +17,7 @@ from release_checks import contents
 from sglang_moe_ext import transaction
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 
 
 class Crash(BaseException):

@@ -11,7 +11,7 @@ import pytest
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.patching import parse, rewrite
 
-register_cpu_ci(est_time=4, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="base-a-test-cpu")
 
 PATCHES = sorted(Path(__file__).resolve().parents[3].glob("patches/*/0001-load-plugins.patch"))
 PLUGINS = """

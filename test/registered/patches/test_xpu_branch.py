@@ -21,7 +21,7 @@ from release_checks import ROOT, apply_patches, package_of
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.patching import Release, find_patches, plan
 
-register_cpu_ci(est_time=12, suite="base-a-test-cpu")
+register_cpu_ci(est_time=7, suite="base-a-test-cpu")
 
 RELEASES = ["0.5.2", "0.5.5.post3", "0.5.9", "0.5.12", "0.5.15", "0.5.18"]
 TOPK = "srt/layers/moe/topk.py"

@@ -28,7 +28,7 @@ from sglang_moe_ext.ops.backend import Prepared
 from sglang_moe_ext.ops.choose import MODULES
 from sglang_moe_ext.ops.spec import RouterSpec
 
-register_cpu_ci(est_time=45, suite="base-a-test-cpu")
+register_cpu_ci(est_time=27, suite="base-a-test-cpu")
 
 TINY = ("--device", "cpu", "--shapes", "16/2g4tg2", "--tokens", "3")
 EAGER = (*TINY, "--peers", "torch_eager")

@@ -12,7 +12,7 @@ import pytest
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.notice import describe
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="base-a-test-cpu")
 
 PROGRAM = """
 import multiprocessing, subprocess, sys

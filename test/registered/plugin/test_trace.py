@@ -11,7 +11,7 @@ from pathlib import Path
 from sglang_moe_ext import trace
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="base-a-test-cpu")
 
 ROUTE = """
 import sys, torch

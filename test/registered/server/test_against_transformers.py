@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=300, suite="base-a-test-cpu")
+register_cpu_ci(est_time=188, suite="base-a-test-cpu")
 
 pytestmark = pytest.mark.server
 

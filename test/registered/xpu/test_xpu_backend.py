@@ -18,7 +18,7 @@ from sim_xpu.run_cases import run_cases
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=120, suite="base-a-test-cpu")
+register_cpu_ci(est_time=42, suite="base-a-test-cpu")
 
 CASES = ("backend_cases.py", "backend_value_cases.py")
 
