@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,17 +36,15 @@ def routers(peers: Sequence[str]) -> Iterator[Router]:
 
 def _backend(name: str) -> Bind:
     def bind(spec: RouterSpec) -> Run:
-        from sglang_moe_ext.ops.choose import MODULES
+        from sglang_moe_ext.ops import choose
 
         try:
-            backend = importlib.import_module(MODULES[name])
+            prepared = choose.prepare(name, spec)
         except ImportError as error:
             raise UnavailableError(str(error)) from error
-        reason = backend.supports(spec)
-        if reason:
-            raise UnavailableError(reason)
-        run: Run = backend.prepare(spec).run
-        return run
+        if isinstance(prepared, str):
+            raise UnavailableError(prepared)
+        return prepared.run
 
     return bind
 

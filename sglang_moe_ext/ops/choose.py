@@ -58,7 +58,7 @@ def force(name: str, spec: RouterSpec, device: torch.device) -> Plan:
     if name not in MODULES:
         raise ValueError(f"backend is {name!r}, expected one of {', '.join(MODULES)}")
     try:
-        prepared = _prepare(name, spec)
+        prepared = prepare(name, spec)
     except Exception as error:
         prepared = f"unusable: {describe(error)}"
     if isinstance(prepared, str):
@@ -79,7 +79,7 @@ def choose(
         if name in passed_over:
             continue
         try:
-            prepared = _prepare(name, spec)
+            prepared = prepare(name, spec)
         except Exception as error:  # numba and drivers raise anything; no request is lost to it
             passed_over[name] = why = f"unusable: {describe(error)}"
             _say(f"backend {name!r} is {why}; the next backend serves")
@@ -131,7 +131,7 @@ def _load(name: str) -> Backend:
     return cast(Backend, importlib.import_module(MODULES[name]))
 
 
-def _prepare(name: str, spec: RouterSpec) -> Prepared | str:
+def prepare(name: str, spec: RouterSpec) -> Prepared | str:
     """The backend bound to the specification, or why it does not serve it. May raise anything."""
     backend = _load(name)
     return backend.supports(spec) or backend.prepare(spec)
