@@ -30,13 +30,14 @@ def block(shape: Shape, results: Sequence[Result], chosen: str) -> str:
     columns = list(dict.fromkeys((r.measure, r.tokens) for r in results))
     several = len({measure for measure, _ in columns}) > 1
     titles = [f"{n} {measure}" if several else str(n) for measure, n in columns]
-    lines = [_line(shape.title, "tokens", titles)]
+    width = max(CELL, 2 + max(map(len, titles)))
+    lines = [_line(shape.title, "tokens", titles, width)]
     for name, role in dict.fromkeys((r.router, r.role) for r in results if r.verdict != SKIPPED):
         of_router = {(r.measure, r.tokens): r for r in results if r.router == name}
         mark = " *" if (name, role) == (chosen, "ours") else ""
-        lines.append(_line(name + mark, role, [_cell(of_router[c]) for c in columns]))
+        lines.append(_line(name + mark, role, [_cell(of_router[c]) for c in columns], width))
     ratios = [_ratio([r for r in results if (r.measure, r.tokens) == c], chosen) for c in columns]
-    lines.append(_line(f"{chosen} / best peer", "", ratios))
+    lines.append(_line(f"{chosen} / best peer", "", ratios, width))
     return "\n".join(lines)
 
 
@@ -80,8 +81,8 @@ def write_csv(path: Path, results: Sequence[Result], context: Mapping[str, str])
             writer.writerows(rows)
 
 
-def _line(name: str, role: str, cells: Sequence[str]) -> str:
-    return (f"{name:{NAME}} {role:{ROLE}}" + "".join(f"{c:>{CELL}}" for c in cells)).rstrip()
+def _line(name: str, role: str, cells: Sequence[str], width: int) -> str:
+    return (f"{name:{NAME}} {role:{ROLE}}" + "".join(f"{c:>{width}}" for c in cells)).rstrip()
 
 
 def _cell(result: Result) -> str:

@@ -254,14 +254,14 @@ def test_a_gpu_has_a_column_per_measure() -> None:
     results = [
         timed("triton", "ours", 1, "call", 16.0),
         timed("triton", "ours", 1, "graph", 1.5),
-        timed("triton", "ours", 16, "graph", 2.0),
+        timed("triton", "ours", 8192, "graph", 2.0),
         Result(shape.text, "cpu", "ours", 1, "call", SKIPPED, "not here"),
         timed("sglang_gate", "peer", 1, "call", 51.0),
         timed("sglang_gate", "peer", 1, "graph", 3.0),
-        timed("sglang_gate", "peer", 16, "graph", 1.0),
+        timed("sglang_gate", "peer", 8192, "graph", 1.0),
     ]
     lines = report.block(shape, results, "triton").splitlines()
-    assert lines[0].split()[-7:] == ["tokens", "1", "call", "1", "graph", "16", "graph"]
+    assert lines[0].split()[-7:] == ["tokens", "1", "call", "1", "graph", "8192", "graph"]
     assert lines[1].split() == ["triton", "*", "ours", "16.0", "1.50", "2.00"]
     assert lines[-1].split()[-3:] == ["0.31", "0.50", "2.00"]
     assert len(lines) == 4
