@@ -1,41 +1,39 @@
 """The README's table of failure classes and backends, from what the test run found.
 
 python scripts/conformance_table.py            writes README.md from the recorded results
-python scripts/conformance_table.py --run      runs every check first and records the results
+python scripts/conformance_table.py --run      runs every check first that can run here, and
+                                               records the results
 
-The results lie in test/registered/conformance/results.json: check -> path -> column -> "ok",
-"wrong" or "not run". test/registered/conformance/test_failures.py compares both with its run.
+test/registered/conformance/test_failures.py compares both with its run, and on a CUDA device
+test/registered/cuda/test_failures_cuda.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "test"))
 from sim_xpu import sim_environment
-from test_support.conformance import COLUMNS, GROUPS, NOT_RUN, OK, WRONG, Results, run_groups
+from test_support import conformance_record
+from test_support.conformance import (
+    COLUMNS,
+    GROUPS,
+    NOT_RUN,
+    OK,
+    WRONG,
+    Results,
+    missing,
+    run_groups,
+)
 from test_support.failure_classes import FAILURE_CLASSES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-RESULTS = ROOT / "test" / "registered" / "conformance" / "results.json"
 START, END = "<!-- failures -->\n", "<!-- /failures -->\n"
 CELLS = {OK: "ok", WRONG: "**wrong**", NOT_RUN: "-"}
-
-
-def without_reasons(results: Results) -> Results:
-    """Verdicts of one word each, which are the same at every run."""
-    return {
-        name: {
-            path: {column: verdict.partition(":")[0] for column, verdict in columns.items()}
-            for path, columns in paths.items()
-        }
-        for name, paths in results.items()
-    }
 
 
 def verdict_of(failure: str, column: str, results: Results) -> str:
@@ -101,9 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", action="store_true", help="run the checks, record the results")
     if parser.parse_args().run:
-        results = without_reasons(run_groups(tuple(GROUPS), sim_environment(), 1200))
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        here = [group for group in GROUPS if missing(group) is None]
+        conformance_record.save(run_groups(here, sim_environment(), 1200))
+    results = conformance_record.load()
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     if not rest:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,13 +34,14 @@ OK, WRONG, NOT_RUN = "ok", "wrong", "not run"
 class Column:
     """A router under test.
 
-    backend: ours, or None for SGLang's own. heading: in the README. interpreted: by Triton.
-    most_rows: that it is given.
+    backend: ours, or None for SGLang's own. heading: in the README. most_rows: that it is given.
+    device: of the tensors. interpreted: by Triton.
     """
 
     heading: str
     backend: str | None
     most_rows: int
+    device: str = "cpu"
     interpreted: bool = False
 
 
@@ -48,16 +50,30 @@ COLUMNS = {
     "torch": Column("`torch`", "torch", 4097),
     "cpu": Column("`cpu`", "cpu", 65536),
     "triton": Column("`triton`, interpreted", "triton", 16, interpreted=True),
-    "xpu": Column("`xpu`, simulated", "xpu", 4097),
+    "triton-cuda": Column("`triton`, CUDA", "triton", 65536, device="cuda"),
+    "xpu": Column("`xpu`, simulated", "xpu", 4097, device="xpu"),
     "stock": Column("SGLang: PyTorch", None, 4097),
     "stock-triton": Column("SGLang: Triton, interpreted", None, 16, interpreted=True),
+    "stock-cuda": Column("SGLang: CUDA", None, 65536, device="cuda"),
 }
-# Columns that share a process, by the environment that they need.
+# Columns that share a process, by the environment that they need. A kernel that breaks its CUDA
+# context takes nobody else along.
 GROUPS = {
     "plain": ("reference", "torch", "cpu", "stock"),
     "interpreter": ("triton", "stock-triton"),
     "simulated XPU": ("xpu",),
+    "CUDA": ("triton-cuda",),
+    "SGLang on CUDA": ("stock-cuda",),
 }
+
+
+def missing(group: str) -> str | None:
+    """What this machine lacks to run it."""
+    if group == "simulated XPU" and not shutil.which("c++"):
+        return "the simulated XPU needs a C++ compiler (c++)"
+    if "CUDA" in group and not torch.cuda.is_available():
+        return "needs a CUDA device"
+    return None
 
 
 class OwnRouter:
@@ -66,12 +82,21 @@ class OwnRouter:
     def __init__(self, column: Column, path: str, topk: ModuleType) -> None:
         self.most_rows = column.most_rows
         self._backend, self._path, self._topk = column.backend, path, topk
-        self._device = "xpu" if column.backend == "xpu" else "cpu"
+        self._device = column.device
 
     def __call__(self, logits: Tensor, bias: Tensor, topk: int, **arguments: Any) -> Answer:
         if self._path == "select_experts":
             return self.select(logits, bias, topk, **arguments)
-        return self._operation(logits.to(self._device), bias.to(self._device), topk, **arguments)
+        return self._operation(self._move(logits), self._move(bias), topk, **arguments)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        """To the device of this router, strides and offset kept; what lies between is not read."""
+        if self._device == "cpu":
+            return tensor
+        elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+        whole = torch.empty(elements, dtype=tensor.dtype, device=self._device)
+        moved = whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+        return moved.copy_(tensor)
 
     def _operation(self, logits: Tensor, bias: Tensor, topk: int, **arguments: Any) -> Answer:
         from sglang_moe_ext.ops import biased_grouped_topk
@@ -100,16 +125,16 @@ class OwnRouter:
             use_grouped_topk=True,
             num_expert_group=num_expert_group,
             topk_group=topk_group,
-            correction_bias=bias.to(self._device),
+            correction_bias=self._move(bias),
             shared_experts=SharedExpertsConfig(num_fused_shared_experts=num_fused_shared_experts),
             **arguments,
         )
         info = expert_location_dispatch_info
         for name, value in vars(info).items() if info else ():
             if isinstance(value, Tensor):
-                setattr(info, name, value.to(self._device))
+                setattr(info, name, self._move(value))
         if num_token_non_padded is not None:
-            num_token_non_padded = num_token_non_padded.to(self._device)
+            num_token_non_padded = self._move(num_token_non_padded)
         capturer = mock.Mock()
         capturer.capture = lambda layer_id, topk_indices: capture(topk_indices.cpu())
         with mock.patch.object(
@@ -119,7 +144,7 @@ class OwnRouter:
         ):
             output = self._topk.select_experts(
                 torch.zeros(len(logits), 8, device=self._device),
-                logits.to(self._device),
+                self._move(logits),
                 config,
                 layer_id=0,
                 num_token_non_padded=num_token_non_padded,
@@ -150,7 +175,8 @@ class StockRouter(OwnRouter):
     def _operation(self, logits: Tensor, bias: Tensor, topk: int, **arguments: Any) -> Answer:
         arguments = groups(1, 1) | arguments  # no numbers mean no groups only to us
         with self._installed():
-            return self._stock(logits, logits, bias, topk, **arguments)
+            weights, ids = self._stock(logits, logits, bias, topk, **arguments)
+        return weights.cpu(), ids.cpu()
 
     def select(self, *args: Any, **arguments: Any) -> Answer:
         with self._installed():

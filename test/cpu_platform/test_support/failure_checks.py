@@ -295,12 +295,15 @@ def padded(valid: int) -> Tensor:
     return logits
 
 
+def count(rows: int) -> Tensor:
+    """Of rows that are no padding; SGLang's kernel on GPUs takes nothing but int32."""
+    return torch.tensor(rows, dtype=torch.int32)
+
+
 def padding_is_masked(route: Router) -> None:
     bias = normal(16, seed=1) / 10
     for valid in (0, 5, 8):
-        weights, ids = route.select(
-            padded(valid), bias, 4, num_token_non_padded=torch.tensor(valid)
-        )
+        weights, ids = route.select(padded(valid), bias, 4, num_token_non_padded=count(valid))
         assert (ids[valid:] == -1).all(), f"padded ids {ids[valid:].tolist()}"
         if valid:
             alone = route.select(padded(valid)[:valid], bias, 4)
@@ -309,10 +312,10 @@ def padding_is_masked(route: Router) -> None:
 
 def padding_changes_in_place(route: Router) -> None:
     """One count tensor, rewritten between calls as a graph's input buffer is."""
-    count, bias = torch.tensor(5), normal(16, seed=1) / 10
+    rows, bias = count(5), normal(16, seed=1) / 10
     for valid in (5, 3, 8, 0):
-        count.fill_(valid)
-        _, ids = route.select(padded(valid), bias, 4, num_token_non_padded=count)
+        rows.fill_(valid)
+        _, ids = route.select(padded(valid), bias, 4, num_token_non_padded=rows)
         assert (ids >= 0).all(dim=1).tolist() == [row < valid for row in range(8)]
 
 
@@ -339,7 +342,7 @@ def padding_is_no_index(route: Router) -> None:
         torch.zeros(3, 8),
         torch.arange(8) / 8,
         2,
-        num_token_non_padded=torch.tensor(1),
+        num_token_non_padded=count(1),
         expert_location_dispatch_info=location(),
     )
     assert ids.sort(dim=1).values.tolist() == [[4, 7], [-1, -1], [-1, -1]]

@@ -1,15 +1,13 @@
 """Every failure class that can reach a router, against every router that runs here.
 
 Each check goes through the operation and through the installed SGLang's select_experts with the
-plugin live, in processes of their own (plain, Triton's interpreter, simulated XPU). SGLang's own
-routers fail where results.json says so; a fix of theirs shows as an unexpected pass.
+plugin live, in processes of their own (plain, Triton's interpreter, simulated XPU). On a CUDA
+device: cuda/test_failures_cuda.py.
 """
 
 from __future__ import annotations
 
 import ast
-import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -23,46 +21,28 @@ from sglang_moe_ext.ci import register_cpu_ci, run_file
 
 pytest.importorskip("sglang")
 import conformance_table
-from test_support.conformance import COLUMNS, GROUPS, NOT_RUN, WRONG, Results, run_groups
+from test_support.conformance import COLUMNS, NOT_RUN, WRONG, Results, missing, run_groups
+from test_support.conformance_record import assert_as_recorded, load, parameters
 from test_support.failure_checks import CHECKS
 from test_support.failure_classes import FAILURE_CLASSES
 
 register_cpu_ci(est_time=70, suite="base-a-test-cpu")
 
 ROOT = conformance_table.ROOT
-RECORDED: Results = json.loads(conformance_table.RESULTS.read_text(encoding="utf-8"))
-HAS_COMPILER = bool(shutil.which("c++"))  # the simulated XPU is built with it
+RECORDED = load()
+ON_CPU = ("plain", "interpreter", "simulated XPU")
 
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    groups = tuple(g for g in GROUPS if HAS_COMPILER or g != "simulated XPU")
-    return run_groups(groups, sim_environment(), timeout_s=580)
-
-
-def parameters() -> list[object]:
-    found = []
-    for check in CHECKS:
-        for path in check.paths:
-            for name, column in COLUMNS.items():
-                marks = []
-                recorded = RECORDED.get(check.name, {}).get(path, {}).get(name)
-                if column.backend is None and recorded == WRONG:
-                    marks = [pytest.mark.xfail(reason="known of SGLang 0.5.23", strict=True)]
-                if name == "xpu" and not HAS_COMPILER:
-                    marks = [pytest.mark.skip(reason="the simulated XPU needs a C++ compiler")]
-                test_id = f"{check.name}-{name}-{path}"
-                found.append(pytest.param(check.name, path, name, id=test_id, marks=marks))
-    return found
+    here = [group for group in ON_CPU if missing(group) is None]
+    return run_groups(here, sim_environment(), timeout_s=580)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("check", "path", "column"), parameters())
+@pytest.mark.parametrize(("check", "path", "column"), parameters(ON_CPU))
 def test_failure_does_not_happen(results: Results, check: str, path: str, column: str) -> None:
-    verdict = results[check][path][column]
-    assert not verdict.startswith(WRONG), verdict
-    recorded = RECORDED[check][path][column]
-    assert verdict.partition(":")[0] == recorded, f"{verdict}; recorded: {recorded}"
+    assert_as_recorded(results, check, path, column)
 
 
 @pytest.mark.parametrize("failure", FAILURE_CLASSES)
