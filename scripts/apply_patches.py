@@ -31,17 +31,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from sglang_moe_ext import transaction  # noqa: E402
-from sglang_moe_ext.patching import (  # noqa: E402
-    FOLDER,
-    Patch,
-    PatchError,
-    Release,
-    State,
-    Step,
-    find_patches,
-    plan,
-    reader,
-)
+from sglang_moe_ext.patch_files import FOLDER, Patch, PatchError, Release, find_patches  # noqa: E402
+from sglang_moe_ext.patching import State, Step, plan, reader  # noqa: E402
 
 SERIES = ("plugin", "xpu", "ci")
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sglang_moe_ext import env, host, overrides, patching, signatures
+from sglang_moe_ext import env, host, overrides, patch_files, patching, signatures
 from sglang_moe_ext.doctor.check import Check
-from sglang_moe_ext.patching import PatchError, Release, State
+from sglang_moe_ext.patch_files import PatchError, Release
+from sglang_moe_ext.patching import State
 
 ENTRY_POINT_GROUP, ENTRY_POINT = "sglang.srt.plugins", "moe_ext"
 PROBE_TIMEOUT_S = 180
@@ -144,7 +145,7 @@ def patches() -> Iterator[Check]:
     spec = importlib.util.find_spec("sglang")
     package = Path(next(iter((spec and spec.submodule_search_locations) or [""])))
     try:
-        known = patching.find_patches(patching.FOLDER, Release.parse(host.release() or ""))
+        known = patch_files.find_patches(patch_files.FOLDER, Release.parse(host.release() or ""))
     except PatchError:
         return  # not a release, so there are no patches for it
     steps, _ = patching.plan(known, patching.reader(package))

@@ -8,7 +8,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import apply_patches  # noqa: E402
 
-from sglang_moe_ext.patching import Release, find_patches  # noqa: E402
+from sglang_moe_ext.patch_files import Release, find_patches  # noqa: E402
 
 RELEASE = "0.5.9"
 CREATED = "srt/plugins/__init__.py"

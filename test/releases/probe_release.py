@@ -14,16 +14,15 @@ import json
 import sys
 import time
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import probe_gate
 import torch
 from test_support.failure_cases import CASES, Case
 from torch import Tensor
 
-from sglang_moe_ext import host, ledger, overrides
-from sglang_moe_ext.loading import CheckpointError
+from sglang_moe_ext import ledger, overrides
 from sglang_moe_ext.ops import RouterSpec
 from sglang_moe_ext.ops.compare import find_mismatch
 from sglang_moe_ext.ops.reference import reference_topk
@@ -31,7 +30,7 @@ from sglang_moe_ext.ops.reference import reference_topk
 # By level, what must import for it besides all that the levels before it need.
 LEVELS = {
     "router": "sglang.srt.layers.moe.topk",
-    "model": "sglang.srt.models.deepseek_v2",
+    "model": probe_gate.MODEL,
     "server": "sglang.srt.entrypoints.http_server",
 }
 # E, K, G, TG, S as models have them, and shapes that are no power of two.
@@ -68,8 +67,9 @@ def probe(up_to: str) -> dict[str, Any]:
             "not_ours": [d.detail for d in ledger.decisions if d.backend == "upstream"],
         }
     if "model" in reached:
-        publish_server_args()
-        report["gate"] = tally(gate_forms(), lambda form: check_gate(*form), str)
+        probe_gate.publish_server_args()
+        forms = probe_gate.gate_forms()
+        report["gate"] = tally(forms, lambda form: probe_gate.check_gate(*form), str)
     return report | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -93,14 +93,6 @@ def import_errors(modules: list[str]) -> dict[str, str]:
             text = str(error).strip().splitlines() or [""]
             return {module: f"{type(error).__name__}: {text[-1]}"}
     return {}
-
-
-def publish_server_args() -> None:
-    """The release's defaults, where they are a global that gates read when they are built."""
-    server_args = importlib.import_module("sglang.srt.server_args")
-    if hasattr(server_args, "_global_server_args"):
-        # Without __init__, which looks for a model: fields with defaults are class attributes.
-        server_args._global_server_args = object.__new__(server_args.ServerArgs)
 
 
 def not_live(*, complete: bool) -> list[str]:
@@ -242,83 +234,6 @@ def check_finished(algorithm: str | None, shared: int, valid: int | None) -> str
     if not (ids[:last, :K, None] == allowed).any(dim=2).all():
         return f"ids {ids[:last, :K].tolist()}, expected of {allowed.tolist()}"
     return None
-
-
-EXPERTS, HIDDEN = 16, 32
-
-
-def gate_forms() -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """topk_method and the arguments after config: each way this release's gate can be built."""
-    _, _, *names = host.parameters(LEVELS["model"], "MoEGate.__init__")
-    flags = [name for name in names if name not in ("quant_config", "prefix")]
-    required: dict[str, Any] = {"quant_config": None} if "quant_config" in names else {}
-    everything = {"prefix": "model.layers.3.mlp.gate", **dict.fromkeys(flags, False)}
-    yield "noaux_tc", (), required | everything
-    yield "greedy", (), required | everything
-    yield "noaux_tc", tuple(required.values()), {}
-    yield "noaux_tc", (*required.values(), "gate"), {}
-    for flag in flags:
-        yield "noaux_tc", (), required | {flag: True}
-    if required:
-        quantised = types.SimpleNamespace(get_name=lambda: "modelopt_fp4")
-        yield "noaux_tc", (), {"quant_config": quantised}
-
-
-def check_gate(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    config = types.SimpleNamespace(
-        n_routed_experts=EXPERTS,
-        hidden_size=HIDDEN,
-        topk_method=method,
-        architectures=["DeepseekV3ForCausalLM"],
-        model_type="deepseek_v3",
-    )
-    has_bias = method == "noaux_tc" and not kwargs.get("is_hash_moe")
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        gate = sys.modules[LEVELS["model"]].MoEGate(config, *args, **kwargs)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    parameters = dict(gate.named_parameters())
-    found = {name: (p.dtype, tuple(p.shape)) for name, p in parameters.items()}
-    expected: dict[str, Any] = {"weight": (torch.bfloat16, (EXPERTS, HIDDEN))}
-    biases = ["e_score_correction_bias"] * has_bias
-    biases += ["e_score_correction_bias_vl"] * bool(kwargs.get("vl_correction_bias"))
-    expected |= dict.fromkeys(biases, (torch.float32, (EXPERTS,)))
-    if found != expected:
-        return f"parameters {found}, expected {expected}"
-    if not has_bias and gate.e_score_correction_bias is not None:
-        return "e_score_correction_bias is there, expected None"
-    return check_loading(parameters) or check_logits(gate)
-
-
-def check_loading(parameters: dict[str, Any]) -> str | None:
-    """Through `weight_loader`, which SGLang's loaders call where a parameter has one."""
-    for name, parameter in parameters.items():
-        loaded = torch.randn(parameter.shape).to(parameter.dtype)
-        parameter.weight_loader(parameter, loaded)
-        if not torch.equal(parameter, loaded):
-            return f"{name} does not hold what was loaded"
-        try:
-            parameter.weight_loader(parameter, loaded[1:])
-        except CheckpointError:
-            continue
-        return f"{name} took {list(loaded[1:].shape)}"
-    return None
-
-
-def check_logits(gate: Any) -> str | None:
-    hidden = torch.randn(5, HIDDEN).bfloat16()
-    optional = host.parameters(LEVELS["model"], "MoEGate.forward")[2:]
-    forms = [((), {}), ((None,), {})] + [((), {name: None}) for name in optional]
-    exact = hidden.double() @ gate.weight.double().T
-    for args, kwargs in forms:
-        logits = gate(hidden, *args, **kwargs)
-        if logits.dtype != torch.float32:
-            return f"logits of gate(h, {args}, {kwargs}) are {logits.dtype}"
-        if (logits - exact).abs().max() > 1e-4:
-            return f"logits of gate(h, {args}, {kwargs}) are off by {(logits - exact).abs().max()}"
-    empty = gate(hidden[:0])
-    return None if tuple(empty.shape) == (0, EXPERTS) else f"no rows give {list(empty.shape)}"
 
 
 if __name__ == "__main__":

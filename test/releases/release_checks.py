@@ -16,7 +16,8 @@ import apply_patches  # noqa: E402
 import fetch_releases  # noqa: E402
 
 from sglang_moe_ext import signatures  # noqa: E402
-from sglang_moe_ext.patching import Release, find_patches, plan  # noqa: E402
+from sglang_moe_ext.patch_files import Release, find_patches  # noqa: E402
+from sglang_moe_ext.patching import plan  # noqa: E402
 
 ALL = list(fetch_releases.recorded())
 PER_COMMIT = [ALL[-1], "0.5.16", "0.5.9"]

@@ -21,7 +21,7 @@ from sglang_moe_ext.ci import register_cpu_ci, run_file
 pytest.importorskip("hypothesis")
 from test_support import search
 
-register_cpu_ci(est_time=3600, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=1500, suite="base-a-test-cpu", nightly=True)
 
 PLANS = [
     search.Plan(("reference", "torch", "cpu"), 168_000, os.environ),

@@ -11,7 +11,8 @@ from fake_package import RELEASE, ROOT, apply_patches, make_package, run
 from release_checks import contents
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
-from sglang_moe_ext.patching import PatchError, Release, State, find_patches, parse, plan
+from sglang_moe_ext.patch_files import PatchError, Release, find_patches, parse
+from sglang_moe_ext.patching import State, plan
 
 register_cpu_ci(est_time=2, suite="base-a-test-cpu")
 

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
-from sglang_moe_ext.patching import parse, rewrite
+from sglang_moe_ext.patch_files import parse
+from sglang_moe_ext.patching import rewrite
 
 register_cpu_ci(est_time=2, suite="base-a-test-cpu")
 

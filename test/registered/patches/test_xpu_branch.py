@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "releases"))
 from release_checks import ROOT, apply_patches, package_of
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
-from sglang_moe_ext.patching import Release, find_patches, plan
+from sglang_moe_ext.patch_files import Release, find_patches
+from sglang_moe_ext.patching import plan
 
 register_cpu_ci(est_time=7, suite="base-a-test-cpu")
 

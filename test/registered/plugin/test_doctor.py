@@ -21,7 +21,7 @@ from test_support.stub_host import StubHost
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.doctor import router_checks
 from sglang_moe_ext.ops import RouterSpec, choose
-from sglang_moe_ext.patching import Release
+from sglang_moe_ext.patch_files import Release
 from sglang_moe_ext.signatures import RELEASES
 
 register_cpu_ci(est_time=50, suite="base-a-test-cpu")
