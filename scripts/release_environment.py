@@ -24,14 +24,14 @@ STAND_INS = Path(__file__).resolve().parents[1] / "test/releases/stand_ins"
 
 def run(
     release: str,
-    code: str,
+    script: Path,
     *arguments: str,
     stand_ins: bool,
     package: Path | None = None,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 600,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -c code arguments` with a release in front, in an empty folder.
+    """Run `python script arguments` with a release in front, in an empty folder.
 
     package: a changed copy of the folder that holds the release's `sglang`.
     environment: further variables.
@@ -47,7 +47,7 @@ def run(
     }
     with tempfile.TemporaryDirectory() as folder:
         return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, script, *arguments],
             env=variables,
             cwd=folder,
             capture_output=True,

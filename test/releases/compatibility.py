@@ -65,7 +65,7 @@ def probe(
 ) -> dict[str, Any]:
     done = release_environment.run(
         release,
-        PROBE.read_text(encoding="utf-8"),
+        PROBE,
         up_to,
         stand_ins=stand_ins,
         package=package,
