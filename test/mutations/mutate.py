@@ -78,7 +78,7 @@ def main() -> int:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", default=[""], metavar="FILE", help="beginnings of file names"
+        "--only", nargs="+", default=[""], metavar="FILE", help="beginnings of names in --list"
     )
     parser.add_argument(
         "--part", default="1/1", metavar="I/N", help="every N-th guard, for N copies of the tree"
@@ -88,6 +88,8 @@ def main() -> int:
     parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass")
     options = parser.parse_args()
     guards = [guard for guard in read_guards() if str(guard).startswith(tuple(options.only))]
+    if not guards:
+        parser.error(f"found no guard of {' or '.join(options.only)}; --list shows them all")
     part, parts = map(int, options.part.split("/"))
     guards = guards[part - 1 :: parts]
     if options.list:
