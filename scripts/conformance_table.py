@@ -18,16 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "test"))
 from sim_xpu import sim_environment
 from test_support import conformance_record
-from test_support.conformance import (
-    COLUMNS,
-    GROUPS,
-    NOT_RUN,
-    OK,
-    WRONG,
-    Results,
-    missing,
-    run_groups,
-)
+from test_support.conformance import Results, run_groups
+from test_support.conformance_columns import COLUMNS, GROUPS, NOT_RUN, OK, WRONG, missing
 from test_support.failure_classes import FAILURE_CLASSES
 
 ROOT = Path(__file__).resolve().parents[1]

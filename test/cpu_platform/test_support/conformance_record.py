@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from test_support.conformance import COLUMNS, GROUPS, WRONG, Results, missing
+from test_support.conformance import Results
+from test_support.conformance_columns import COLUMNS, GROUPS, WRONG, missing
 from test_support.failure_checks import CHECKS
 
 RESULTS = Path(__file__).parents[2] / "registered" / "conformance" / "results.json"

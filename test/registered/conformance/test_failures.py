@@ -21,7 +21,8 @@ from sglang_moe_ext.ci import register_cpu_ci, run_file
 
 pytest.importorskip("sglang")
 import conformance_table
-from test_support.conformance import COLUMNS, NOT_RUN, WRONG, Results, missing, run_groups
+from test_support.conformance import Results, run_groups
+from test_support.conformance_columns import COLUMNS, NOT_RUN, WRONG, missing
 from test_support.conformance_record import assert_as_recorded, load, parameters
 from test_support.failure_checks import CHECKS
 from test_support.failure_classes import FAILURE_CLASSES

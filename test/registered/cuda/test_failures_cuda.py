@@ -11,7 +11,8 @@ import pytest
 from sglang_moe_ext.ci import register_cuda_ci, run_file
 
 pytest.importorskip("sglang")
-from test_support.conformance import Results, missing, run_groups
+from test_support.conformance import Results, run_groups
+from test_support.conformance_columns import missing
 from test_support.conformance_record import assert_as_recorded, parameters
 
 register_cuda_ci(est_time=120, suite="base-b-test-1-gpu-large")
