@@ -21,7 +21,7 @@ from test_support.faults import FAULTS
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=1100, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=750, suite="base-a-test-cpu", nightly=True)
 
 pytestmark = pytest.mark.server
 

@@ -16,7 +16,7 @@ from sim_xpu import sim_environment
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=90, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=45, suite="base-a-test-cpu", nightly=True)
 
 
 @pytest.fixture

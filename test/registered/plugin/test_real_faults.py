@@ -11,7 +11,7 @@ from test_support.stub_host import Probe, add_plugin, run_python
 from sglang_moe_ext import overrides
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=230, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=120, suite="base-a-test-cpu", nightly=True)
 
 TOPK, MODEL = "srt/layers/moe/topk.py", "srt/models/deepseek_v2.py"
 

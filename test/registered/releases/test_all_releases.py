@@ -18,7 +18,7 @@ from release_checks import (
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=25, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=12, suite="base-a-test-cpu", nightly=True)
 
 
 @pytest.mark.parametrize("release", ALL)

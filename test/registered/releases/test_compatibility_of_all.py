@@ -13,7 +13,7 @@ from release_checks import ALL, package_of
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=1350, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=720, suite="base-a-test-cpu", nightly=True)
 
 
 @pytest.mark.parametrize("release", ALL)

@@ -19,7 +19,7 @@ from release_checks import package_of
 from sglang_moe_ext import trace
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=165, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=90, suite="base-a-test-cpu", nightly=True)
 
 RELEASES = ["0.5.9", "0.5.10.post1"]
 

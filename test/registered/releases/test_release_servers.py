@@ -17,7 +17,7 @@ from release_checks import ALL, package_of
 from sglang_moe_ext import trace
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=480, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=200, suite="base-a-test-cpu", nightly=True)
 pytestmark = pytest.mark.server
 
 RELEASES = ["0.5.22", "0.5.21", "0.5.20", "0.5.16"]

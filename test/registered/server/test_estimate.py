@@ -22,7 +22,7 @@ from sglang_moe_ext.checkpoint.inspection import inspect_checkpoint
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.ops.spec import RouterSpec
 
-register_cpu_ci(est_time=150, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=130, suite="base-a-test-cpu", nightly=True)
 
 pytestmark = pytest.mark.server
 

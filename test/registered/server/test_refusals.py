@@ -36,7 +36,7 @@ from test_support.defects import BIAS, DEFECTS, FILE_DEFECTS, SHARDS, make_defec
 
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 
-register_cpu_ci(est_time=600, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=500, suite="base-a-test-cpu", nightly=True)
 
 pytestmark = pytest.mark.server
 

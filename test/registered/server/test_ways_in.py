@@ -21,7 +21,7 @@ from torch import Tensor
 from sglang_moe_ext.ci import register_cpu_ci, run_file
 from sglang_moe_ext.ops.spec import RouterSpec
 
-register_cpu_ci(est_time=300, suite="base-a-test-cpu", nightly=True)
+register_cpu_ci(est_time=180, suite="base-a-test-cpu", nightly=True)
 
 pytestmark = pytest.mark.server
 
