@@ -36,7 +36,8 @@ class OwnRouter:
     def __call__(self, logits: Tensor, bias: Tensor, topk: int, **arguments: Any) -> Answer:
         if self._path == "select_experts":
             return self.select(logits, bias, topk, **arguments)
-        return self._operation(self._move(logits), self._move(bias), topk, **arguments)
+        weights, ids = self._operation(self._move(logits), self._move(bias), topk, **arguments)
+        return weights.cpu(), ids.cpu()
 
     def _move(self, tensor: Tensor) -> Tensor:
         """To the device of this router, strides and offset kept; what lies between is not read."""
@@ -50,8 +51,7 @@ class OwnRouter:
     def _operation(self, logits: Tensor, bias: Tensor, topk: int, **arguments: Any) -> Answer:
         from sglang_moe_ext.ops import biased_grouped_topk
 
-        answer = biased_grouped_topk(logits, bias, topk, **arguments, backend=self._backend)
-        return answer[0].cpu(), answer[1].cpu()
+        return biased_grouped_topk(logits, bias, topk, **arguments, backend=self._backend)
 
     def select(
         self,
@@ -124,8 +124,7 @@ class StockRouter(OwnRouter):
     def _operation(self, logits: Tensor, bias: Tensor, topk: int, **arguments: Any) -> Answer:
         arguments = groups(1, 1) | arguments  # no numbers mean no groups only to us
         with self._installed():
-            weights, ids = self._stock(logits, logits, bias, topk, **arguments)
-        return weights.cpu(), ids.cpu()
+            return self._stock(logits, logits, bias, topk, **arguments)
 
     def select(self, *args: Any, **arguments: Any) -> Answer:
         with self._installed():

@@ -25,15 +25,17 @@ def load() -> Results:
     return results
 
 
+RECORDED = load()
+
+
 def save(results: Results) -> None:
     """Verdicts of one word each, which are the same at every run; other columns stay."""
-    recorded = load()
     words = {
         check.name: {
             path: {
                 column: verdict.partition(":")[0]
                 for column, verdict in (
-                    recorded.get(check.name, {}).get(path, {})
+                    RECORDED.get(check.name, {}).get(path, {})
                     | results.get(check.name, {}).get(path, {})
                 ).items()
                 if column in COLUMNS
@@ -47,14 +49,13 @@ def save(results: Results) -> None:
 
 def parameters(groups: Sequence[str]) -> list[object]:
     """A test per check, path and column of these groups; skipped where the machine lacks much."""
-    recorded = load()
     found = []
     for check in CHECKS:
         for path in check.paths:
             for group in groups:
                 reason = missing(group)
                 for column in GROUPS[group]:
-                    verdict = recorded.get(check.name, {}).get(path, {}).get(column)
+                    verdict = RECORDED.get(check.name, {}).get(path, {}).get(column)
                     marks = []
                     if reason:
                         marks = [pytest.mark.skip(reason=reason)]
@@ -69,5 +70,5 @@ def assert_as_recorded(results: Results, check: str, path: str, column: str) -> 
     """Never wrong, and run wherever it was."""
     verdict = results[check][path][column]
     assert not verdict.startswith(WRONG), verdict
-    recorded = load()[check][path][column]
+    recorded = RECORDED[check][path][column]
     assert verdict.partition(":")[0] == recorded, f"{verdict}; recorded: {recorded}"

@@ -23,14 +23,13 @@ pytest.importorskip("sglang")
 import conformance_table
 from test_support.conformance import Results, run_groups
 from test_support.conformance_columns import COLUMNS, NOT_RUN, WRONG, missing
-from test_support.conformance_record import assert_as_recorded, load, parameters
+from test_support.conformance_record import RECORDED, assert_as_recorded, parameters
 from test_support.failure_checks import CHECKS
 from test_support.failure_classes import FAILURE_CLASSES
 
 register_cpu_ci(est_time=70, suite="base-a-test-cpu")
 
 ROOT = conformance_table.ROOT
-RECORDED = load()
 ON_CPU = ("plain", "interpreter", "simulated XPU")
 
 
